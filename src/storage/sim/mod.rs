@@ -1,0 +1,1 @@
+//! The fault-injecting twin of the file system, in memory.
