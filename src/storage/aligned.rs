@@ -24,7 +24,10 @@ impl AlignedBuf {
     /// Takes the memory as zeros from the system, so a large one costs nothing until it is touched.
     pub fn zeroed(len: usize) -> Self {
         let pages = Box::<[Page]>::new_zeroed_slice(len.div_ceil(PAGE));
-        #[expect(unsafe_code, reason = "zeroed memory is a valid page of bytes; writing them out by hand would touch them")]
+        #[expect(
+            unsafe_code,
+            reason = "zeroed memory is a valid page of bytes; writing them out by hand would touch them"
+        )]
         // SAFETY: `Page` is an array of `u8`, for which all-zero bytes are a valid value.
         let pages = unsafe { pages.assume_init() };
         Self { pages }

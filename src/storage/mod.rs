@@ -21,6 +21,8 @@ use std::sync::Arc;
 mod aligned;
 mod file;
 pub mod sim;
+#[cfg(test)]
+mod suite;
 
 pub use aligned::{AlignedBuf, DIRECT_ALIGN_BYTES};
 pub use file::FileStorage;

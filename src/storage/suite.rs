@@ -1,0 +1,528 @@
+//! One suite for every implementation of [`Storage`]: what each promises, and random calls against a naive model.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use proptest::test_runner::{TestCaseError, TestRunner};
+
+use super::{AlignedBuf, Caching, OpenMode, Storage, StorageFile, read_exact_at, write_all_at, write_all_vectored_at};
+
+/// Makes every test of the suite for one implementation; `$make` answers a storage, an empty directory in it, and
+/// whatever must live as long as they do.
+macro_rules! suite {
+    ($make:expr) => {
+        $crate::storage::suite::suite!(@each $make,
+            opening_follows_the_mode
+            errors_have_the_kinds_that_callers_match_on
+            bytes_written_are_read_back_and_gaps_are_zeros
+            vectored_writes_land_one_after_another
+            allocated_space_reads_as_zeros_and_punched_space_is_given_back
+            truncation_cuts_and_regrowth_shows_zeros
+            an_open_file_survives_rename_and_removal
+            rename_replaces_what_bore_the_name
+            a_listing_has_every_name_once_with_its_length
+            a_lock_excludes_every_other_handle_until_it_is_dropped
+            a_mapping_shows_the_bytes_and_never_reaches_past_the_end
+            direct_transfers_and_buffered_ones_see_each_other
+            no_data_is_ever_said_to_be_a_hole
+            a_file_that_is_wholly_read_is_said_to_be_resident_or_nothing_is_said
+            any_calls_answer_as_the_model_does
+        );
+    };
+    (@each $make:expr, $($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            let (storage, root, _guard) = $make;
+            $crate::storage::suite::$name(&storage, &root);
+        })*
+    };
+}
+pub(super) use suite;
+
+fn create(storage: &dyn Storage, path: &Path, bytes: &[u8]) -> Arc<dyn StorageFile> {
+    let file = storage.open(path, OpenMode::CreateNew).unwrap();
+    write_all_at(&*file, bytes, 0, Caching::Buffered).unwrap();
+    file
+}
+
+fn content(file: &dyn StorageFile) -> Vec<u8> {
+    let mut bytes = vec![0xEE; file.facts().unwrap().len_bytes as usize];
+    read_exact_at(file, &mut bytes, 0, Caching::Buffered).unwrap();
+    bytes
+}
+
+fn content_of(storage: &dyn Storage, path: &Path) -> Vec<u8> {
+    content(&*storage.open(path, OpenMode::Read).unwrap())
+}
+
+fn kind<T>(result: io::Result<T>) -> ErrorKind {
+    result.err().expect("an error").kind()
+}
+
+pub(super) fn opening_follows_the_mode(storage: &dyn Storage, root: &Path) {
+    let path = root.join("f");
+    assert_eq!(kind(storage.open(&path, OpenMode::Read)), ErrorKind::NotFound);
+    assert_eq!(kind(storage.open(&path, OpenMode::ReadWrite)), ErrorKind::NotFound);
+    let file = create(storage, &path, b"first");
+    assert_eq!(kind(storage.open(&path, OpenMode::CreateNew)), ErrorKind::AlreadyExists);
+    assert_eq!(content_of(storage, &path), b"first");
+    let again = storage.open(&path, OpenMode::ReadWrite).unwrap();
+    write_all_at(&*again, b"F", 0, Caching::Buffered).unwrap();
+    assert_eq!(content(&*file), b"First");
+    let read_only = storage.open(&path, OpenMode::Read).unwrap();
+    assert!(read_only.write_vectored_at(&[IoSlice::new(b"x")], 0, Caching::Buffered).is_err());
+    assert!(read_only.truncate(0).is_err());
+    storage.open(&path, OpenMode::CreateTruncate).unwrap();
+    assert_eq!(content(&*file), b"");
+}
+
+pub(super) fn errors_have_the_kinds_that_callers_match_on(storage: &dyn Storage, root: &Path) {
+    create(storage, &root.join("f"), b"x");
+    storage.create_dir(&root.join("d")).unwrap();
+    assert_eq!(kind(storage.create_dir(&root.join("d"))), ErrorKind::AlreadyExists);
+    assert_eq!(kind(storage.create_dir(&root.join("f"))), ErrorKind::AlreadyExists);
+    assert_eq!(kind(storage.create_dir(&root.join("no/d"))), ErrorKind::NotFound);
+    assert_eq!(kind(storage.list(&root.join("no"))), ErrorKind::NotFound);
+    assert_eq!(kind(storage.list(&root.join("f"))), ErrorKind::NotADirectory);
+    assert_eq!(kind(storage.sync_dir(&root.join("no"))), ErrorKind::NotFound);
+    assert_eq!(kind(storage.sync_dir(&root.join("f"))), ErrorKind::NotADirectory);
+    assert_eq!(kind(storage.open(&root.join("d"), OpenMode::Read)), ErrorKind::IsADirectory);
+    assert_eq!(kind(storage.open(&root.join("d"), OpenMode::ReadWrite)), ErrorKind::IsADirectory);
+    assert_eq!(kind(storage.open(&root.join("no/f"), OpenMode::CreateNew)), ErrorKind::NotFound);
+    assert_eq!(kind(storage.open(&root.join("f/f"), OpenMode::CreateNew)), ErrorKind::NotADirectory);
+    assert_eq!(kind(storage.remove(&root.join("no"))), ErrorKind::NotFound);
+    assert_eq!(kind(storage.remove(&root.join("d"))), ErrorKind::IsADirectory);
+    assert_eq!(kind(storage.rename(&root.join("no"), &root.join("n"))), ErrorKind::NotFound);
+    assert_eq!(kind(storage.rename(&root.join("f"), &root.join("no/n"))), ErrorKind::NotFound);
+    assert_eq!(kind(storage.rename(&root.join("f"), &root.join("d"))), ErrorKind::IsADirectory);
+    assert_eq!(kind(storage.lock_holder(&root.join("no"))), ErrorKind::NotFound);
+    assert!(storage.free_bytes(root).unwrap() > 0);
+}
+
+pub(super) fn bytes_written_are_read_back_and_gaps_are_zeros(storage: &dyn Storage, root: &Path) {
+    let file = create(storage, &root.join("f"), b"abc");
+    write_all_at(&*file, b"tail", 10_000, Caching::Buffered).unwrap();
+    let mut expected = b"abc".to_vec();
+    expected.resize(10_000, 0);
+    expected.extend(b"tail");
+    assert_eq!(content(&*file), expected);
+    let mut buf = [0; 16];
+    assert_eq!(file.read_at(&mut buf, 10_002, Caching::Buffered).unwrap(), 2);
+    assert_eq!(file.read_at(&mut buf, 10_004, Caching::Buffered).unwrap(), 0);
+    assert_eq!(file.read_at(&mut buf, 1 << 40, Caching::Buffered).unwrap(), 0);
+    assert_eq!(kind(read_exact_at(&*file, &mut buf, 10_002, Caching::Buffered)), ErrorKind::UnexpectedEof);
+    file.sync().unwrap();
+    storage.sync_dir(root).unwrap();
+}
+
+pub(super) fn vectored_writes_land_one_after_another(storage: &dyn Storage, root: &Path) {
+    let file = create(storage, &root.join("f"), b"");
+    assert_eq!(file.write_vectored_at(&[], 0, Caching::Buffered).unwrap(), 0);
+    let parts: Vec<Vec<u8>> = (0..3000u32).map(|i| i.to_le_bytes()[..(i % 5) as usize].to_vec()).collect();
+    let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    write_all_vectored_at(&*file, &mut slices, 3, Caching::Buffered).unwrap();
+    assert_eq!(content(&*file)[3..], parts.concat());
+}
+
+pub(super) fn allocated_space_reads_as_zeros_and_punched_space_is_given_back(storage: &dyn Storage, root: &Path) {
+    let file = create(storage, &root.join("f"), b"abc");
+    match file.allocate(0, 1 << 20) {
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            return eprintln!("SKIPPED: this file system cannot allocate ahead: {error}");
+        }
+        answer => answer.unwrap(),
+    }
+    let facts = file.facts().unwrap();
+    assert_eq!(facts.len_bytes, 1 << 20);
+    assert!(facts.allocated_bytes >= 1 << 20, "{facts:?}");
+    let mut expected = vec![0; 1 << 20];
+    expected[..3].copy_from_slice(b"abc");
+    assert_eq!(content(&*file), expected);
+
+    write_all_at(&*file, &[7; 20_000], 0, Caching::Buffered).unwrap();
+    expected[..20_000].fill(7);
+    // A range that covers neither its first nor its last block whole, then one past the end.
+    file.punch(100, 16_000).unwrap();
+    expected[100..16_100].fill(0);
+    assert_eq!(content(&*file), expected);
+    file.punch(65_536, 4 << 20).unwrap();
+    assert_eq!(content(&*file), expected);
+    assert!(file.facts().unwrap().allocated_bytes <= 128 << 10, "{:?}", file.facts());
+}
+
+pub(super) fn truncation_cuts_and_regrowth_shows_zeros(storage: &dyn Storage, root: &Path) {
+    let file = create(storage, &root.join("f"), &[9; 10_000]);
+    file.truncate(5000).unwrap();
+    file.truncate(10_000).unwrap();
+    let mut expected = vec![9; 5000];
+    expected.resize(10_000, 0);
+    assert_eq!(content(&*file), expected);
+    file.truncate(0).unwrap();
+    assert_eq!(file.facts().unwrap().len_bytes, 0);
+}
+
+pub(super) fn an_open_file_survives_rename_and_removal(storage: &dyn Storage, root: &Path) {
+    let file = create(storage, &root.join("f"), b"abc");
+    storage.rename(&root.join("f"), &root.join("g")).unwrap();
+    write_all_at(&*file, b"A", 0, Caching::Buffered).unwrap();
+    assert_eq!(content_of(storage, &root.join("g")), b"Abc");
+    storage.remove(&root.join("g")).unwrap();
+    // Opened past the page cache only now, when it bears no name any more.
+    let mut page = AlignedBuf::zeroed(4096);
+    assert_eq!(file.read_at(&mut page, 0, Caching::Direct).unwrap(), 3);
+    assert_eq!(&page[..3], b"Abc");
+    create(storage, &root.join("g"), b"another");
+    assert_eq!(content(&*file), b"Abc");
+}
+
+pub(super) fn rename_replaces_what_bore_the_name(storage: &dyn Storage, root: &Path) {
+    let old = create(storage, &root.join("f"), b"old");
+    create(storage, &root.join("f.tmp"), b"new");
+    storage.rename(&root.join("f.tmp"), &root.join("f")).unwrap();
+    assert_eq!(content_of(storage, &root.join("f")), b"new");
+    assert_eq!(content(&*old), b"old");
+    assert_eq!(kind(storage.open(&root.join("f.tmp"), OpenMode::Read)), ErrorKind::NotFound);
+    storage.rename(&root.join("f"), &root.join("f")).unwrap();
+    assert_eq!(content_of(storage, &root.join("f")), b"new");
+}
+
+pub(super) fn a_listing_has_every_name_once_with_its_length(storage: &dyn Storage, root: &Path) {
+    storage.create_dir(&root.join("d")).unwrap();
+    create(storage, &root.join("a"), b"four");
+    create(storage, &root.join("b"), b"");
+    create(storage, &root.join("d/inner"), b"x");
+    let mut names: Vec<_> =
+        storage.list(root).unwrap().into_iter().map(|entry| (entry.name, entry.is_dir, entry.len_bytes)).collect();
+    names.sort();
+    assert_eq!(names, [("a".into(), false, 4), ("b".into(), false, 0), ("d".into(), true, 0)]);
+}
+
+pub(super) fn a_lock_excludes_every_other_handle_until_it_is_dropped(storage: &dyn Storage, root: &Path) {
+    let path = root.join("LOCK");
+    let first = storage.lock(&path, "the first holder, with a long text").unwrap();
+    assert_eq!(kind(storage.lock(&path, "the second holder")), ErrorKind::WouldBlock);
+    assert_eq!(storage.lock_holder(&path).unwrap(), "the first holder, with a long text");
+    drop(first);
+    let _third = storage.lock(&path, "the third holder").unwrap();
+    assert_eq!(storage.lock_holder(&path).unwrap(), "the third holder");
+    storage.lock(&root.join("OTHER"), "another lock").unwrap();
+}
+
+pub(super) fn a_mapping_shows_the_bytes_and_never_reaches_past_the_end(storage: &dyn Storage, root: &Path) {
+    let file = create(storage, &root.join("f"), &[5; 10_000]);
+    match file.map(10_000) {
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            return eprintln!("SKIPPED: this file system cannot map safely: {error}");
+        }
+        map => assert_eq!(map.unwrap().bytes(), [5; 10_000]),
+    }
+    assert_eq!(kind(file.map(10_001)), ErrorKind::InvalidInput);
+    assert_eq!(file.map(0).unwrap().bytes(), b"");
+    let map = file.map(3).unwrap();
+    drop(file);
+    storage.remove(&root.join("f")).unwrap();
+    assert_eq!(map.bytes(), [5; 3]);
+}
+
+pub(super) fn direct_transfers_and_buffered_ones_see_each_other(storage: &dyn Storage, root: &Path) {
+    let file = create(storage, &root.join("f"), b"");
+    if !file.direct() {
+        eprintln!("SKIPPED in part: this file system has no direct transfers, so these go through the page cache");
+    }
+    let mut pages = AlignedBuf::zeroed(16_384);
+    pages.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i % 251) as u8);
+    let (head, tail) = pages.split_at(4096);
+    write_all_vectored_at(&*file, &mut [IoSlice::new(head), IoSlice::new(tail)], 0, Caching::Direct).unwrap();
+    assert_eq!(content(&*file), *pages);
+    write_all_at(&*file, b"buffered", 8190, Caching::Buffered).unwrap();
+    let mut back = AlignedBuf::zeroed(16_384);
+    read_exact_at(&*file, &mut back, 0, Caching::Direct).unwrap();
+    assert_eq!(&back[8190..8198], b"buffered");
+    assert_eq!(&back[9000..], &pages[9000..]);
+    // The last page of a file that ends inside it comes short, past the page cache too.
+    file.truncate(8200).unwrap();
+    assert_eq!(file.read_at(&mut back, 8192, Caching::Direct).unwrap(), 8);
+    assert_eq!(&back[..8], [&b"ffered"[..], &pages[8198..8200]].concat());
+}
+
+pub(super) fn no_data_is_ever_said_to_be_a_hole(storage: &dyn Storage, root: &Path) {
+    let file = create(storage, &root.join("f"), b"");
+    file.truncate(1 << 20).unwrap();
+    for at in [0u64, 300_000, 700_001] {
+        write_all_at(&*file, &[1; 5000], at, Caching::Buffered).unwrap();
+    }
+    let bytes = content(&*file);
+    for from in (0..1 << 20).step_by(10_007) {
+        let data = bytes[from..].iter().position(|&byte| byte != 0).map(|after| (from + after) as u64);
+        let found = file.next_data(from as u64).unwrap();
+        match (data, found) {
+            (Some(data), Some(found)) => assert!(from as u64 <= found && found <= data, "{from}: {found} > {data}"),
+            (Some(data), None) => panic!("{from}: data at {data} is said to be a hole"),
+            (None, _) => {}
+        }
+    }
+    assert_eq!(file.next_data(1 << 20).unwrap(), None);
+    assert_eq!(file.next_data(1 << 30).unwrap(), None);
+}
+
+pub(super) fn a_file_that_is_wholly_read_is_said_to_be_resident_or_nothing_is_said(storage: &dyn Storage, root: &Path) {
+    let file = create(storage, &root.join("f"), &[5; 100_000]);
+    content(&*file);
+    for (offset, len) in [(0, 100_000), (5000, 1), (99_999, 1 << 30), (0, 0), (1 << 30, 1)] {
+        match file.resident(offset, len).unwrap() {
+            None => eprintln!("SKIPPED: nobody can tell what is cached here"),
+            answer => assert_eq!(answer, Some(true), "{offset} {len}"),
+        }
+    }
+}
+
+// Random calls against a model.
+
+#[derive(Debug, Clone)]
+enum Op {
+    Open { slot: usize, name: usize, mode: OpenMode },
+    Write { slot: usize, offset: u64, len: usize, byte: u8 },
+    Read { slot: usize, offset: u64, len: usize },
+    Allocate { slot: usize, offset: u64, len: u64 },
+    Punch { slot: usize, offset: u64, len: u64 },
+    Truncate { slot: usize, len: u64 },
+    Sync { slot: usize },
+    Map { slot: usize, len: usize },
+    Rename { from: usize, to: usize },
+    Remove { name: usize },
+    SyncDir { dir: usize },
+    List { dir: usize },
+}
+
+const NAMES: [&str; 6] = ["a/x", "a/y", "a/z", "b/x", "b/y", "b/z"];
+const SLOTS: usize = 4;
+const MODES: [OpenMode; 4] = [OpenMode::Read, OpenMode::ReadWrite, OpenMode::CreateNew, OpenMode::CreateTruncate];
+
+fn any_op() -> impl Strategy<Value = Op> {
+    let (slot, name) = (0..SLOTS, 0..NAMES.len());
+    // Half of the places are on a page's edge, where mistakes live.
+    let place = || prop_oneof![0u64..20_000, (0u64..5).prop_map(|page| page * 4096)];
+    prop_oneof![
+        4 => (slot.clone(), name.clone(), 0..MODES.len())
+            .prop_map(|(slot, name, mode)| Op::Open { slot, name, mode: MODES[mode] }),
+        6 => (slot.clone(), place(), place(), 1u8..).prop_map(|(slot, offset, len, byte)| Op::Write {
+            slot, offset, len: len as usize, byte
+        }),
+        3 => (slot.clone(), place(), place()).prop_map(|(slot, offset, len)| Op::Read { slot, offset, len: len as usize }),
+        1 => (slot.clone(), place(), place()).prop_map(|(slot, offset, len)| Op::Allocate { slot, offset, len: len + 1 }),
+        2 => (slot.clone(), place(), place()).prop_map(|(slot, offset, len)| Op::Punch { slot, offset, len: len + 1 }),
+        2 => (slot.clone(), place()).prop_map(|(slot, len)| Op::Truncate { slot, len }),
+        1 => slot.clone().prop_map(|slot| Op::Sync { slot }),
+        1 => (slot, place()).prop_map(|(slot, len)| Op::Map { slot, len: len as usize }),
+        2 => (name.clone(), name.clone()).prop_map(|(from, to)| Op::Rename { from, to }),
+        1 => name.prop_map(|name| Op::Remove { name }),
+        1 => (0..2usize).prop_map(|dir| Op::SyncDir { dir }),
+        1 => (0..2usize).prop_map(|dir| Op::List { dir }),
+    ]
+}
+
+/// The model: files are vectors, names are a map, handles are numbers.
+#[derive(Default)]
+struct Model {
+    files: Vec<Vec<u8>>,
+    names: BTreeMap<usize, usize>,
+    slots: [Option<(usize, bool)>; SLOTS],
+}
+
+impl Model {
+    fn open(&mut self, name: usize, mode: OpenMode) -> Result<(usize, bool), ErrorKind> {
+        let writable = mode != OpenMode::Read;
+        match (self.names.get(&name), mode) {
+            (Some(_), OpenMode::CreateNew) => Err(ErrorKind::AlreadyExists),
+            (None, OpenMode::Read | OpenMode::ReadWrite) => Err(ErrorKind::NotFound),
+            (Some(&file), _) => {
+                if mode == OpenMode::CreateTruncate {
+                    self.files[file].clear();
+                }
+                Ok((file, writable))
+            }
+            (None, _) => {
+                self.files.push(Vec::new());
+                self.names.insert(name, self.files.len() - 1);
+                Ok((self.files.len() - 1, writable))
+            }
+        }
+    }
+
+    fn grow(&mut self, file: usize, len: usize) {
+        let bytes = &mut self.files[file];
+        bytes.resize(bytes.len().max(len), 0);
+    }
+}
+
+/// A storage that is called, beside the model that says what it should answer.
+struct Pair<'a> {
+    storage: &'a dyn Storage,
+    root: PathBuf,
+    model: Model,
+    open: [Option<Arc<dyn StorageFile>>; SLOTS],
+}
+
+impl Pair<'_> {
+    fn path(&self, name: usize) -> PathBuf {
+        self.root.join(NAMES[name])
+    }
+
+    fn apply(&mut self, op: &Op) -> Result<(), TestCaseError> {
+        match *op {
+            Op::Open { slot, name, mode } => {
+                let answer = self.storage.open(&self.path(name), mode);
+                let expected = self.model.open(name, mode);
+                prop_assert_eq!(answer.as_ref().err().map(io::Error::kind), expected.err());
+                if let (Ok(file), Ok(handle)) = (answer, expected) {
+                    self.open[slot] = Some(file);
+                    self.model.slots[slot] = Some(handle);
+                }
+            }
+            Op::Rename { from, to } => {
+                let answer = self.storage.rename(&self.path(from), &self.path(to)).map_err(|e| e.kind());
+                match self.model.names.remove(&from) {
+                    Some(file) => {
+                        self.model.names.insert(to, file);
+                        prop_assert_eq!(answer, Ok(()));
+                    }
+                    None => prop_assert_eq!(answer, Err(ErrorKind::NotFound)),
+                }
+            }
+            Op::Remove { name } => {
+                let answer = self.storage.remove(&self.path(name)).map_err(|e| e.kind());
+                let expected = self.model.names.remove(&name).map(drop).ok_or(ErrorKind::NotFound);
+                prop_assert_eq!(answer, expected);
+            }
+            Op::SyncDir { dir } => self.storage.sync_dir(&self.root.join(["a", "b"][dir])).unwrap(),
+            Op::List { dir } => {
+                let dir = ["a", "b"][dir];
+                let listed = self.storage.list(&self.root.join(dir)).unwrap();
+                let mut listed: Vec<_> =
+                    listed.into_iter().map(|e| (format!("{dir}/{}", e.name), e.len_bytes)).collect();
+                listed.sort();
+                let mut expected = Vec::new();
+                for (&name, &file) in &self.model.names {
+                    if NAMES[name].starts_with(dir) {
+                        expected.push((NAMES[name].to_string(), self.model.files[file].len() as u64));
+                    }
+                }
+                prop_assert_eq!(listed, expected);
+            }
+            Op::Write { slot, .. }
+            | Op::Read { slot, .. }
+            | Op::Allocate { slot, .. }
+            | Op::Punch { slot, .. }
+            | Op::Truncate { slot, .. }
+            | Op::Sync { slot }
+            | Op::Map { slot, .. } => {
+                if let (Some(file), Some((index, writable))) = (self.open[slot].clone(), self.model.slots[slot]) {
+                    self.apply_to_file(op, &*file, index, writable)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_to_file(
+        &mut self,
+        op: &Op,
+        file: &dyn StorageFile,
+        index: usize,
+        writable: bool,
+    ) -> Result<(), TestCaseError> {
+        let model = &mut self.model;
+        match *op {
+            Op::Write { offset, len, byte, .. } => {
+                let bytes = vec![byte; len];
+                // Of no bytes, `write_all_at` makes no call, so nothing can fail.
+                let answer = write_all_at(file, &bytes, offset, Caching::Buffered);
+                prop_assert_eq!(answer.is_ok(), writable || len == 0);
+                if writable && len > 0 {
+                    let offset = offset as usize;
+                    model.grow(index, offset + len);
+                    model.files[index][offset..offset + len].fill(byte);
+                }
+            }
+            Op::Read { offset, len, .. } => {
+                let mut buf = vec![0xEE; len];
+                let n = file.read_at(&mut buf, offset, Caching::Buffered).unwrap();
+                let bytes = &model.files[index];
+                let from = bytes.len().min(offset as usize);
+                let to = bytes.len().min(from + len);
+                prop_assert!(buf[..n] == bytes[from..to], "what was read differs");
+                prop_assert!(buf[n..].iter().all(|&byte| byte == 0xEE), "bytes past the count were touched");
+            }
+            Op::Allocate { offset, len, .. } => match file.allocate(offset, len) {
+                Err(error) if error.kind() == ErrorKind::Unsupported => {}
+                answer => {
+                    prop_assert_eq!(answer.is_ok(), writable);
+                    if writable {
+                        model.grow(index, (offset + len) as usize);
+                    }
+                }
+            },
+            Op::Punch { offset, len, .. } => match file.punch(offset, len) {
+                Err(error) if error.kind() == ErrorKind::Unsupported => {}
+                answer => {
+                    prop_assert_eq!(answer.is_ok(), writable);
+                    if writable {
+                        let bytes = &mut model.files[index];
+                        let from = bytes.len().min(offset as usize);
+                        let to = bytes.len().min((offset + len) as usize);
+                        bytes[from..to].fill(0);
+                    }
+                }
+            },
+            Op::Truncate { len, .. } => {
+                prop_assert_eq!(file.truncate(len).is_ok(), writable);
+                if writable {
+                    model.files[index].resize(len as usize, 0);
+                }
+            }
+            Op::Sync { .. } => file.sync().unwrap(),
+            Op::Map { len, .. } => match file.map(len) {
+                Err(error) if error.kind() == ErrorKind::Unsupported => {}
+                Err(error) => {
+                    prop_assert_eq!(error.kind(), ErrorKind::InvalidInput);
+                    prop_assert!(len > model.files[index].len());
+                }
+                Ok(map) => prop_assert!(*map.bytes() == model.files[index][..len], "what is mapped differs"),
+            },
+            _ => unreachable!("the caller handles what concerns no open file"),
+        }
+        prop_assert_eq!(file.facts().unwrap().len_bytes, model.files[index].len() as u64);
+        Ok(())
+    }
+}
+
+pub(super) fn any_calls_answer_as_the_model_does(storage: &dyn Storage, root: &Path) {
+    let mut runner = TestRunner::new(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() });
+    let mut case = 0;
+    let cell = std::cell::RefCell::new(&mut case);
+    runner
+        .run(&prop::collection::vec(any_op(), 1..60), |ops| {
+            let case = &mut **cell.borrow_mut();
+            *case += 1;
+            let root = root.join(format!("case{case}"));
+            for dir in [root.clone(), root.join("a"), root.join("b")] {
+                storage.create_dir(&dir).unwrap();
+            }
+            let mut pair = Pair { storage, root, model: Model::default(), open: Default::default() };
+            for op in &ops {
+                pair.apply(op)?;
+            }
+            for (&name, &file) in &pair.model.names {
+                prop_assert!(
+                    content_of(storage, &pair.path(name)) == pair.model.files[file],
+                    "{} differs",
+                    NAMES[name]
+                );
+            }
+            Ok(())
+        })
+        .unwrap();
+}
