@@ -20,7 +20,8 @@ const BLOCK: Field<4> = Field::at(12);
 const STORE: Field<16> = Field::at(16);
 const SEGMENT: Field<8> = Field::at(32);
 const SALT: Field<8> = Field::at(40);
-const RESERVED: Field<4044> = Field::at(48);
+const FLAGS: Field<4> = Field::at(48);
+const RESERVED: Field<4040> = Field::at(52);
 const DIGEST: Field<4> = Field::at(4092);
 
 const _: () = assert!(tiles(
@@ -31,6 +32,7 @@ const _: () = assert!(tiles(
         STORE.span(),
         SEGMENT.span(),
         SALT.span(),
+        FLAGS.span(),
         RESERVED.span(),
         DIGEST.span()
     ],
@@ -38,6 +40,9 @@ const _: () = assert!(tiles(
     SEGMENT_HEADER_BYTES
 ));
 const _: () = assert!(SEGMENT_HEADER_BYTES as u64 == BLOCK_BYTES);
+
+/// The segment holds one commit alone, which is as large as the segment.
+const SINGLE_COMMIT: u32 = 1;
 
 /// What a segment says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,12 +57,14 @@ pub struct SegmentHeader {
     pub salt: Salt,
     /// What its frames and payloads are multiples of; [`BLOCK_BYTES`] in this version.
     pub block_bytes: u32,
+    /// Whether it holds one commit alone: nothing follows it, and recovery looks for nothing in its payload.
+    pub single_commit: bool,
 }
 
 impl SegmentHeader {
     /// The header of a new segment, in this version.
     pub fn new(store: StoreId, segment: SegmentId, salt: Salt) -> Self {
-        Self { version: FORMAT_VERSION, store, segment, salt, block_bytes: BLOCK_BYTES as u32 }
+        Self { version: FORMAT_VERSION, store, segment, salt, block_bytes: BLOCK_BYTES as u32, single_commit: false }
     }
 
     /// The header's bytes.
@@ -73,6 +80,7 @@ impl SegmentHeader {
         STORE.set(&mut bytes, self.store.0);
         SEGMENT.write(&mut bytes, self.segment.0);
         SALT.write(&mut bytes, self.salt.0);
+        FLAGS.write(&mut bytes, if self.single_commit { SINGLE_COMMIT } else { 0 });
         let digest = crc32(&bytes[..DIGEST.span().0]);
         DIGEST.write(&mut bytes, digest);
         bytes
@@ -98,6 +106,8 @@ impl SegmentHeader {
             segment: SegmentId(SEGMENT.read(bytes)),
             salt: Salt(SALT.read(bytes)),
             block_bytes: BLOCK.read(bytes),
+            // Flags that a later version may add mean nothing to this one.
+            single_commit: FLAGS.read(bytes) & SINGLE_COMMIT != 0,
         };
         header.judge()?;
         Ok(header)

@@ -1,0 +1,59 @@
+//! Every size and count that alight's own code chooses, in one place, each with its reason. Limits of the format are in
+//! [`limits`](crate::limits).
+
+use std::time::Duration;
+
+/// A segment's length when nothing else is asked for. Large enough that a directory of terabytes stays short, small
+/// enough that rewriting one is no event.
+pub(crate) const SEGMENT_BYTES_DEFAULT: u64 = 256 << 20;
+
+/// The smallest segment that may be asked for: a header and one small commit. Tests shrink segments to this.
+pub(crate) const SEGMENT_BYTES_MIN: u64 = 16 << 10;
+
+/// The largest segment that may be asked for. Offsets are 64 bits wide; this only keeps a slip of the unit from passing.
+pub(crate) const SEGMENT_BYTES_MAX: u64 = 1 << 40;
+
+/// Up to this payload a commit is one write and one sync, and recovery reads it to check it. Above, the payload is
+/// synced before its frame is written, so that recovery never reads it.
+pub(crate) const SMALL_COMMIT_BYTES_MAX: u64 = 1 << 20;
+
+/// How much payload one leader writes for itself and those that queue behind it.
+pub(crate) const GROUP_BYTES_MAX: u64 = 8 << 20;
+
+/// Space is taken ahead in steps of this size, so that appends change no file length.
+pub(crate) const ALLOCATE_STEP_BYTES: u64 = 64 << 20;
+
+/// The index overlay is written out as a run when it holds this many keys: replaying as many after a crash takes tens
+/// of milliseconds, and they take about 10 MiB of memory.
+pub(crate) const OVERLAY_ENTRIES_MAX: usize = 32 * 1024;
+
+/// A run is merged with its newer neighbours while it has fewer than this many times their entries, so the number of
+/// runs grows with the logarithm of the number of keys.
+pub(crate) const RUN_GROWTH: u64 = 4;
+
+/// Commits wait for the overlay to be written out once it holds this many times its limit, and are refused if it cannot
+/// be: memory stays bounded.
+pub(crate) const OVERLAY_BACKLOG_FACTOR: usize = 4;
+
+/// Segment files kept open for reading. A process has 1024 descriptors by default, and a file may take two.
+pub(crate) const OPEN_SEGMENTS_MAX: usize = 256;
+
+/// One half of the double buffer that carries a large commit to the disk. Four megabytes is where a single stream of
+/// direct writes reaches the disk's rate.
+pub(crate) const WRITE_BUFFER_BYTES: usize = 4 << 20;
+
+/// How many such buffers a large commit has in hand: two on their way to the disk, one being filled.
+pub(crate) const WRITE_BUFFERS: usize = 3;
+
+/// Threads that read for one `get_many`, the caller's own included.
+pub(crate) const READ_THREADS_MAX: usize = 16;
+
+/// One read: large enough for the disk's full rate, small enough that a ring of them stays in the last-level cache while
+/// it is checked and copied on.
+pub(crate) const READ_BYTES: usize = 1 << 20;
+
+/// How often a reader beside a live writer starts over when files that it was about to open were replaced meanwhile.
+pub(crate) const OPEN_ATTEMPTS: usize = 16;
+
+/// How long a commit waits for the background flush of the index before it is refused.
+pub(crate) const FLUSH_PATIENCE: Duration = Duration::from_secs(120);

@@ -1,0 +1,15 @@
+//! Moves extents between files and devices. Knows segments by their files, and blobs by offset and length; knows no keys.
+//!
+//! # Invariants
+//! - Every byte that arrives is checked against its checksum before the caller sees it.
+//! - Host memory in use is bounded by the buffers named in [`config`](crate::config), whatever is moved.
+
+mod payload;
+mod plan;
+mod pump;
+mod read;
+
+pub(crate) use payload::{Blob, PayloadStream, lay_out};
+pub(crate) use plan::{Extent, ReadPlan};
+pub(crate) use pump::pump;
+pub(crate) use read::{SegmentFile, execute, read_chunks};

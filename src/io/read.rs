@@ -1,0 +1,194 @@
+//! Carries out a read plan: several reads at once, each checked while it is hot, straight into host memory or through
+//! pinned slots to a GPU.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use alight_format::{SegmentId, combine, crc32};
+use parking_lot::Mutex;
+
+use crate::config::{READ_BYTES, READ_THREADS_MAX};
+use crate::device::{DeviceBuffer, Upload};
+use crate::error::{Error, Result};
+use crate::io::plan::{Extent, Read, ReadPlan};
+use crate::metrics::Counters;
+use crate::storage::{AlignedBuf, Caching, StorageFile, is_direct_aligned, read_exact_at};
+
+/// A file to read from, and its name for errors.
+#[derive(Debug, Clone)]
+pub(crate) struct SegmentFile {
+    pub(crate) file: Arc<dyn StorageFile>,
+    pub(crate) path: Arc<PathBuf>,
+}
+
+/// Finds the file of a segment.
+pub(crate) type FindFile<'a> = dyn Fn(SegmentId) -> Result<SegmentFile> + Sync + 'a;
+
+impl SegmentFile {
+    /// Reads whole blocks into `buf`: through the page cache when they are in it, past it when not.
+    fn read(&self, buf: &mut [u8], offset: u64, counters: &Counters) -> Result<()> {
+        // A question the system cannot answer counts as not resident: then the disk is asked, which is right either
+        // way.
+        let resident = self.file.resident(offset, buf.len() as u64).unwrap_or_default().unwrap_or(false);
+        let direct = !resident && self.file.direct() && is_direct_aligned(buf.as_ptr() as u64, offset, buf.len());
+        let (caching, counter) = if direct {
+            (Caching::Direct, &counters.bytes_direct)
+        } else {
+            (Caching::Buffered, &counters.bytes_buffered)
+        };
+        read_exact_at(&*self.file, buf, offset, caching).map_err(|source| {
+            if source.kind() == std::io::ErrorKind::UnexpectedEof {
+                Error::damaged(&self.path, offset, "the file ends inside a value: it was truncated")
+            } else {
+                Error::Io { action: "read", path: self.path.to_path_buf(), source }
+            }
+        })?;
+        Counters::add(counter, buf.len() as u64);
+        Ok(())
+    }
+}
+
+/// What the reads of a plan found.
+pub(crate) struct Outcome {
+    /// Extents, by their index, whose bytes are not those that were written; in rising order.
+    pub(crate) damaged: Vec<usize>,
+}
+
+/// Carries out `plan` into `arena`, which is at least as long as the plan says. Blocks until every byte is there and
+/// checked. Host memory: nothing but the ring of slots, for a GPU.
+pub(crate) fn execute(
+    plan: &ReadPlan,
+    extents: &[Extent],
+    find: &FindFile<'_>,
+    arena: &mut DeviceBuffer,
+    counters: &Counters,
+) -> Result<Outcome> {
+    let checks = Checks::new(plan);
+    if arena.device().is_host() {
+        let arena = arena.as_host_pages_mut().expect("a host buffer is host memory");
+        // Each read gets its own stretch of the arena: reads land in rising order, none over another.
+        let mut targets = Vec::with_capacity(plan.reads.len());
+        let (mut rest, mut start) = (arena, 0);
+        for read in &plan.reads {
+            let (_, after) = rest.split_at_mut((read.arena_offset - start) as usize);
+            let (target, after) = after.split_at_mut(read.wanted.len());
+            targets.push(Mutex::new(Some(target)));
+            (rest, start) = (after, read.arena_offset + read.wanted.len() as u64);
+        }
+        in_parallel(plan, find, |index, read, file| {
+            let target = targets[index].lock().take().expect("every read is carried out once");
+            debug_assert_eq!(target.len(), read.len, "a host arena keeps whole blocks");
+            file.read(target, read.offset, counters)?;
+            checks.take(plan, read, target);
+            Ok(())
+        })?;
+    } else {
+        let staging = arena.device().staging()?;
+        let upload = Upload::new(arena)?;
+        in_parallel(plan, find, |_, read, file| {
+            let mut slot = staging.acquire()?;
+            file.read(&mut slot[..read.len], read.offset, counters)?;
+            checks.take(plan, read, &slot[..read.len]);
+            upload.copy(slot, read.wanted.clone(), read.arena_offset)
+        })?;
+        upload.finish()?;
+    }
+    Ok(Outcome { damaged: checks.damaged(plan, extents) })
+}
+
+/// Calls `work` for every read of the plan, on this thread and, where there are several, on others; ends at the first
+/// failure.
+fn in_parallel(
+    plan: &ReadPlan,
+    find: &FindFile<'_>,
+    work: impl Fn(usize, &Read, &SegmentFile) -> Result<()> + Sync,
+) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let failure = Mutex::new(None);
+    let worker = || {
+        let mut open: Option<(SegmentId, SegmentFile)> = None;
+        while let Some((index, read)) = {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            plan.reads.get(index).map(|read| (index, read))
+        } {
+            let outcome = match &open {
+                Some((segment, file)) if *segment == read.segment => work(index, read, file),
+                _ => find(read.segment).and_then(|file| {
+                    let (_, file) = open.insert((read.segment, file));
+                    work(index, read, file)
+                }),
+            };
+            if let Err(error) = outcome {
+                failure.lock().get_or_insert(error);
+                next.store(plan.reads.len(), Ordering::Relaxed);
+                return;
+            }
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = plan.reads.len().min(READ_THREADS_MAX).min(cores.max(2));
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(worker);
+        }
+        worker();
+    });
+    failure.into_inner().map_or(Ok(()), Err)
+}
+
+/// The checksum of every piece of a plan, put together to those of the extents at the end.
+struct Checks {
+    pieces: Mutex<Vec<u32>>,
+}
+
+impl Checks {
+    fn new(plan: &ReadPlan) -> Self {
+        Self { pieces: Mutex::new(vec![0; plan.pieces.len()]) }
+    }
+
+    fn take(&self, plan: &ReadPlan, read: &Read, bytes: &[u8]) {
+        let crcs: Vec<u32> =
+            plan.pieces[read.pieces.clone()].iter().map(|piece| crc32(&bytes[piece.range.clone()])).collect();
+        self.pieces.lock()[read.pieces.clone()].copy_from_slice(&crcs);
+    }
+
+    /// The extents whose pieces do not make the checksum that was written.
+    fn damaged(self, plan: &ReadPlan, extents: &[Extent]) -> Vec<usize> {
+        let mut whole = vec![0u32; extents.len()];
+        // The pieces of one extent come in the order of its bytes.
+        for (piece, crc) in plan.pieces.iter().zip(self.pieces.into_inner()) {
+            let so_far = &mut whole[piece.extent];
+            let extent = &extents[piece.extent];
+            *so_far =
+                if piece.range.len() as u64 == extent.length { crc } else { combine(*so_far, crc, piece.range.len() as u64) };
+        }
+        (0..extents.len()).filter(|&index| whole[index] != extents[index].crc).collect()
+    }
+}
+
+/// Reads an extent in order, in pieces of at most [`READ_BYTES`] that begin at multiples of it in the extent, through a
+/// buffer of that size, and hands each on.
+pub(crate) fn read_chunks(
+    file: &SegmentFile,
+    extent: &Extent,
+    range: std::ops::Range<u64>,
+    counters: &Counters,
+    mut hand_on: impl FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<()> {
+    debug_assert!(range.start.is_multiple_of(READ_BYTES as u64) && range.end <= extent.length);
+    let block = alight_format::limits::BLOCK_BYTES;
+    let mut buffer = AlignedBuf::zeroed(READ_BYTES + 2 * block as usize);
+    let mut at = range.start;
+    while at < range.end {
+        let len = (range.end - at).min(READ_BYTES as u64);
+        let start = (extent.offset + at) / block * block;
+        let end = (extent.offset + at + len).next_multiple_of(block);
+        let window = &mut buffer[..(end - start) as usize];
+        file.read(window, start, counters)?;
+        let skip = (extent.offset + at - start) as usize;
+        hand_on(at, &window[skip..skip + len as usize])?;
+        at += len;
+    }
+    Ok(())
+}

@@ -1,0 +1,266 @@
+//! Several changes as one commit: all of them or none.
+
+use std::collections::HashMap;
+
+use alight_format::{EncodedBody, Entry, EntryKind, IndexEntry, Seq, limits};
+
+use crate::config::SMALL_COMMIT_BYTES_MAX;
+use crate::error::{Error, Result};
+use crate::io::{Blob, PayloadStream, lay_out, pump};
+use crate::metrics::Counters;
+use crate::storage::{AlignedBuf, Caching, write_all_at};
+use crate::store::commit::{SmallCommit, Tail};
+use crate::store::core::Core;
+use crate::store::options::Durability;
+use crate::store::Store;
+use crate::tensor::{TensorRef, check_key};
+
+/// A set of changes that become visible together and survive together, or not at all; made by [`Store::batch`].
+///
+/// It borrows the tensors that are put and copies none of them; nothing happens before [`commit`](Batch::commit), and
+/// dropping it changes nothing. Where a key is named twice, the last change counts.
+#[must_use = "a batch changes nothing until it is committed"]
+pub struct Batch<'a> {
+    store: Store,
+    durability: Durability,
+    changes: Vec<Change<'a>>,
+    payload_bytes: u64,
+}
+
+struct Change<'a> {
+    key: Vec<u8>,
+    /// `None` deletes.
+    value: Option<TensorRef<'a>>,
+    attributes: Vec<(String, Vec<u8>)>,
+}
+
+impl<'a> Batch<'a> {
+    pub(crate) fn new(store: Store, durability: Durability) -> Self {
+        Self { store, durability, changes: Vec::new(), payload_bytes: 0 }
+    }
+
+    /// Puts a tensor under a key, in place of whatever is there.
+    ///
+    /// # Errors
+    /// [`Error::InvalidKey`] and [`Error::LimitExceeded`]; the batch is as it was.
+    pub fn put(&mut self, key: impl AsRef<[u8]>, tensor: impl Into<TensorRef<'a>>) -> Result<()> {
+        self.put_with_attributes(key, tensor, Vec::new())
+    }
+
+    /// [`put`](Batch::put) with named bytes of the user's own beside the tensor, at most 64 KiB in all; read them with
+    /// [`Store::attributes`].
+    ///
+    /// # Errors
+    /// As [`put`](Batch::put).
+    pub fn put_with_attributes(
+        &mut self,
+        key: impl AsRef<[u8]>,
+        tensor: impl Into<TensorRef<'a>>,
+        attributes: Vec<(String, Vec<u8>)>,
+    ) -> Result<()> {
+        let tensor = tensor.into();
+        let attribute_bytes: u64 = attributes.iter().map(|(name, value)| (name.len() + value.len()) as u64).sum();
+        within("the size of a value's attributes", attribute_bytes, limits::ATTRIBUTES_BYTES_MAX as u64)?;
+        within("the length of a value", tensor.len_bytes(), limits::BLOB_BYTES_MAX)?;
+        let len_bytes = tensor.len_bytes();
+        self.push(key.as_ref(), Some(tensor), attributes)?;
+        self.payload_bytes += len_bytes;
+        Ok(())
+    }
+
+    /// Deletes a key; one that is not there may be deleted too.
+    ///
+    /// # Errors
+    /// As [`put`](Batch::put).
+    pub fn delete(&mut self, key: impl AsRef<[u8]>) -> Result<()> {
+        self.push(key.as_ref(), None, Vec::new())
+    }
+
+    fn push(&mut self, key: &[u8], value: Option<TensorRef<'a>>, attributes: Vec<(String, Vec<u8>)>) -> Result<()> {
+        check_key(key)?;
+        within("the number of changes in a batch", self.changes.len() as u64 + 1, limits::ENTRIES_PER_COMMIT_MAX as u64)?;
+        self.changes.push(Change { key: key.to_vec(), value, attributes });
+        Ok(())
+    }
+
+    /// When the commit counts as done; what the store was opened with at first.
+    pub fn durability(&mut self, durability: Durability) -> &mut Self {
+        self.durability = durability;
+        self
+    }
+
+    /// How many changes were made, keys named twice counted twice.
+    pub fn len(&self) -> usize {
+        self.changes.len()
+    }
+
+    /// Whether nothing was changed.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// The bytes of the tensors that were put.
+    pub fn payload_bytes(&self) -> u64 {
+        self.payload_bytes
+    }
+
+    /// Makes the changes. When this returns `Ok` they are all visible, and as durable as [`Durability`] says; when it
+    /// returns an error, none of them is visible; after a power cut each batch is there whole or not at all.
+    ///
+    /// Blocks for one write and one sync up to 1 MiB of payload, shared with the commits of other threads, and for the
+    /// stream of the payload and two syncs above. Takes 12 MiB of memory at most beside 100 bytes for each change.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`], [`Error::Closed`], [`Error::WritesRefused`], [`Error::Io`] from the disk, and whatever
+    /// reading a tensor from its device says.
+    pub fn commit(self) -> Result<()> {
+        let core = self.store.core()?;
+        // The last change of a key counts, in the place of its last mention.
+        let mut last: HashMap<&[u8], usize> = HashMap::with_capacity(self.changes.len());
+        for (index, change) in self.changes.iter().enumerate() {
+            last.insert(&change.key, index);
+        }
+        let keep: Vec<bool> =
+            self.changes.iter().enumerate().map(|(index, change)| last[change.key.as_slice()] == index).collect();
+        let mut keep = keep.into_iter();
+        let mut changes = self.changes;
+        changes.retain(|_| keep.next().unwrap_or(false));
+        commit(core, changes, self.durability)
+    }
+}
+
+fn within(what: &'static str, value: u64, limit: u64) -> Result<()> {
+    if value > limit { Err(Error::LimitExceeded { what, value, limit }) } else { Ok(()) }
+}
+
+/// Writes changes, of which no two have the same key, as one commit.
+fn commit(core: &Core, changes: Vec<Change<'_>>, durability: Durability) -> Result<()> {
+    let writer = core.writer()?;
+    writer.committer.check()?;
+    if changes.is_empty() {
+        return Ok(());
+    }
+    core.await_room()?;
+    let durable = durability == Durability::Immediate;
+    let (mut entries, mut blobs, payload_len) = lay_out_changes(changes);
+    // The frame is as long with checksums as without, so its length is known before the payload is read.
+    let frame_len = encode(core, &entries)?.frame_len();
+    let total = frame_len + payload_len;
+
+    let seq = if payload_len <= SMALL_COMMIT_BYTES_MAX && writer.committer.shares_a_segment(total) {
+        let mut bytes = AlignedBuf::zeroed(total as usize);
+        let mut stream = PayloadStream::new(&mut blobs);
+        stream.fill(&mut bytes[frame_len as usize..])?;
+        stream.finish();
+        fill_in_checksums(&mut entries, &mut blobs);
+        let body = encode(core, &entries)?;
+        writer.committer.write_small(SmallCommit { body, bytes, entries: index_entries(entries), durable })?
+    } else {
+        let tail = writer.committer.lease(total)?;
+        if let Err(error) = stream_payload(&tail, frame_len, payload_len, &mut blobs) {
+            writer.committer.give_back(tail);
+            return Err(error);
+        }
+        // The payload is on the disk before the frame that speaks for it is written.
+        if let Err(source) = tail.file.sync() {
+            let error = Error::Io { action: "sync", path: tail.segment.path.clone(), source };
+            writer.committer.refuse(&error);
+            return Err(error);
+        }
+        fill_in_checksums(&mut entries, &mut blobs);
+        let body = encode(core, &entries)?;
+        writer.committer.write_large(tail, &body, payload_len, index_entries(entries), durable)?
+    };
+    finish(core, seq, durable)?;
+    Counters::add(&core.counters.commits, 1);
+    Counters::add(&core.counters.bytes_put, blobs.iter().map(|blob| blob.source.len_bytes()).sum());
+    core.maintain_when_due()
+}
+
+/// Syncs and publishes a commit that is written.
+fn finish(core: &Core, seq: Seq, durable: bool) -> Result<()> {
+    let committer = &core.writer()?.committer;
+    if durable {
+        committer.sync_through(seq)?;
+    }
+    core.publish();
+    // An eventual commit behind a durable one that is still being synced becomes visible with it.
+    if core.version().seq < seq {
+        committer.sync_through(seq)?;
+        core.publish();
+    }
+    Ok(())
+}
+
+fn encode(core: &Core, entries: &[Entry]) -> Result<EncodedBody> {
+    EncodedBody::new(entries).map_err(|error| match error {
+        alight_format::FormatError::TooLarge { what, value, limit } => Error::LimitExceeded { what, value, limit },
+        error => Error::format(core.layout.root(), error),
+    })
+}
+
+fn lay_out_changes(changes: Vec<Change<'_>>) -> (Vec<Entry>, Vec<Blob<'_>>, u64) {
+    let (offsets, payload_len) =
+        lay_out(changes.iter().filter_map(|change| change.value.as_ref()).map(TensorRef::len_bytes));
+    let mut offsets = offsets.into_iter();
+    let mut blobs = Vec::with_capacity(offsets.len());
+    let entries = changes
+        .into_iter()
+        .map(|change| match change.value {
+            None => Entry::delete(change.key),
+            Some(value) => {
+                let offset = offsets.next().expect("one offset was made for each value");
+                let length = value.len_bytes();
+                let entry = Entry {
+                    key: change.key,
+                    kind: EntryKind::Put,
+                    dtype: value.dtype().code(),
+                    shape: value.shape().to_vec(),
+                    attributes: change.attributes,
+                    segment: 0,
+                    frame_offset: 0,
+                    offset,
+                    length,
+                    crc: 0,
+                    chunk_crcs: vec![0; limits::chunk_count(length) as usize],
+                };
+                blobs.push(Blob::new(value, offset));
+                entry
+            }
+        })
+        .collect();
+    (entries, blobs, payload_len)
+}
+
+fn stream_payload(tail: &Tail, frame_len: u64, payload_len: u64, blobs: &mut [Blob<'_>]) -> Result<()> {
+    let start = tail.offset + frame_len;
+    let mut stream = PayloadStream::new(blobs);
+    pump(
+        payload_len,
+        |_, window| stream.fill(window),
+        |offset, window| {
+            write_all_at(&*tail.file, window, start + offset, Caching::Direct)
+                .map_err(Error::io("write a payload to", &tail.segment.path))
+        },
+    )?;
+    stream.finish();
+    Ok(())
+}
+
+fn fill_in_checksums(entries: &mut [Entry], blobs: &mut [Blob<'_>]) {
+    for (entry, blob) in entries.iter_mut().filter(|entry| entry.is_put()).zip(blobs) {
+        entry.crc = blob.crc;
+        entry.chunk_crcs = std::mem::take(&mut blob.chunk_crcs);
+    }
+}
+
+/// The index's view of a commit that has no place yet.
+fn index_entries(entries: Vec<Entry>) -> Vec<IndexEntry> {
+    entries
+        .into_iter()
+        .map(|entry| {
+            let offset = entry.offset;
+            IndexEntry::from_frame_entry(entry, Seq::ZERO, alight_format::SegmentId(0), 0, offset)
+        })
+        .collect()
+}

@@ -1,0 +1,471 @@
+//! How a commit gets from its parts to the disk, and becomes visible.
+//!
+//! Three stages, each under its own lock, so that one commit is written while another is synced:
+//!
+//! 1. **Write.** Small commits queue; whoever gets the log first writes everybody's frames and payloads with one call.
+//!    A large commit streams its payload into a segment of which it has sole use, syncs it, and only then takes its
+//!    sequence number and writes its frame.
+//! 2. **Sync.** One sync of every segment that holds unsynced frames serves all commits written before it began.
+//! 3. **Publish.** Commits become visible in the order of their sequence numbers.
+//!
+//! # Invariants
+//! - Sequence numbers are given under the log's lock, and the frame is written before that lock is released: so a frame
+//!   with number `n` is on its way to the disk before one with `n + 1` is.
+//! - Within a segment, commits lie back to back: a segment is appended to by one commit (or one group) at a time.
+//! - A failed write of a frame is undone by cutting the segment there, durably, before any other commit takes its
+//!   number. If that fails too, or any sync does, the store refuses writes until it is opened again.
+//! - Locks are taken in the order sync, publish, log; none is taken while a later one is held.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use alight_format::{EncodedBody, IndexEntry, PreludeFields, SegmentId, Seq};
+use parking_lot::Mutex;
+
+use crate::config::{ALLOCATE_STEP_BYTES, GROUP_BYTES_MAX};
+use crate::error::{Error, Result};
+use crate::storage::{AlignedBuf, Caching, StorageFile, write_all_vectored_at};
+use crate::store::segment::{FIRST_FRAME, Segment, Segments};
+
+/// A commit whose bytes are ready but for what depends on its place: the front of `bytes` is room for the frame, the
+/// rest is the payload.
+pub(crate) struct SmallCommit {
+    pub(crate) body: EncodedBody,
+    pub(crate) bytes: AlignedBuf,
+    /// Index entries with `offset` still relative to the payload, and no place or number yet.
+    pub(crate) entries: Vec<IndexEntry>,
+    pub(crate) durable: bool,
+}
+
+/// The end of a segment that may be appended to.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) file: Arc<dyn StorageFile>,
+    pub(crate) offset: u64,
+    pub(crate) previous_digest: u32,
+    /// Space is taken up to here.
+    pub(crate) allocated: u64,
+    /// Whether the segment holds one commit alone.
+    pub(crate) single: bool,
+}
+
+/// A commit that is written and not yet visible.
+pub(crate) struct Written {
+    pub(crate) seq: Seq,
+    pub(crate) durable: bool,
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) end: u64,
+    pub(crate) digest: u32,
+    pub(crate) entries: Vec<IndexEntry>,
+}
+
+struct Log {
+    next: Seq,
+    /// Where small commits go.
+    small: Option<Tail>,
+    /// Segments with room that no large commit is using now.
+    spare: Vec<Tail>,
+    /// Segments with frames that no sync has covered, each with its file.
+    dirty: BTreeMap<SegmentId, Arc<dyn StorageFile>>,
+}
+
+struct Ticket {
+    commit: Mutex<Option<SmallCommit>>,
+    outcome: OnceLock<Result<Seq>>,
+}
+
+/// The write side of a store.
+pub(crate) struct Committer {
+    segments: Arc<Segments>,
+    segment_bytes: u64,
+    queue: Mutex<VecDeque<Arc<Ticket>>>,
+    log: Mutex<Log>,
+    written: Mutex<VecDeque<Written>>,
+    sync: Mutex<()>,
+    synced: AtomicU64,
+    refused: OnceLock<String>,
+    pub(crate) syncs: AtomicU64,
+}
+
+impl Committer {
+    /// Takes up where recovery ended: everything up to `last` is on the disk, durably.
+    pub(crate) fn new(segments: Arc<Segments>, segment_bytes: u64, last: Seq, tails: Vec<Tail>) -> Self {
+        let mut tails = tails;
+        let small = (!tails.is_empty()).then(|| tails.remove(0));
+        Self {
+            segments,
+            segment_bytes,
+            queue: Mutex::default(),
+            log: Mutex::new(Log { next: last.next(), small, spare: tails, dirty: BTreeMap::new() }),
+            written: Mutex::default(),
+            sync: Mutex::default(),
+            synced: AtomicU64::new(last.get()),
+            refused: OnceLock::new(),
+            syncs: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether a commit of this size, frame included, shares a segment with others.
+    pub(crate) fn shares_a_segment(&self, total_bytes: u64) -> bool {
+        total_bytes <= self.segment_bytes / 4
+    }
+
+    /// Everything up to here survives power loss.
+    pub(crate) fn synced(&self) -> Seq {
+        Seq(self.synced.load(Ordering::Acquire))
+    }
+
+    /// An error once an earlier failure has made writing unsafe.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.refused.get() {
+            None => Ok(()),
+            Some(cause) => Err(Error::WritesRefused { cause: cause.clone() }),
+        }
+    }
+
+    /// Refuses all writes from now on.
+    pub(crate) fn refuse(&self, cause: &Error) {
+        if self.refused.set(cause.to_string()).is_ok() {
+            tracing::error!(%cause, "writes are refused until the store is opened again");
+        }
+    }
+
+    /// Writes a small commit, alone or in a group with those that wait beside it. Blocks for the write, not for a sync.
+    pub(crate) fn write_small(&self, commit: SmallCommit) -> Result<Seq> {
+        let ticket = Arc::new(Ticket { commit: Mutex::new(Some(commit)), outcome: OnceLock::new() });
+        self.queue.lock().push_back(Arc::clone(&ticket));
+        let mut log = self.log.lock();
+        while ticket.outcome.get().is_none() {
+            self.write_group(&mut log);
+        }
+        drop(log);
+        let ticket = Arc::into_inner(ticket).expect("a group lets go of its tickets before their outcomes are read");
+        ticket.outcome.into_inner().expect("the loop above ends when there is an outcome")
+    }
+
+    /// Writes what is at the front of the queue, as far as one segment and one group hold it.
+    fn write_group(&self, log: &mut Log) {
+        let mut group = Vec::new();
+        let mut total = 0;
+        {
+            let mut queue = self.queue.lock();
+            while let Some(ticket) = queue.front() {
+                let bytes = ticket.commit.lock().as_ref().map_or(0, |commit| commit.bytes.len() as u64);
+                if !group.is_empty() && (total + bytes > GROUP_BYTES_MAX || total + bytes > self.segment_bytes / 4) {
+                    break;
+                }
+                total += bytes;
+                group.extend(queue.pop_front());
+            }
+        }
+        let mut commits: Vec<SmallCommit> = group
+            .iter()
+            .map(|ticket| ticket.commit.lock().take().expect("a ticket is taken off the queue once, with its commit"))
+            .collect();
+        let outcome = self.check().and_then(|()| self.append(log, &mut commits, total));
+        match outcome {
+            Ok(first) => {
+                let mut seq = first;
+                for ticket in group {
+                    let _ = ticket.outcome.set(Ok(seq));
+                    seq = seq.next();
+                }
+            }
+            Err(error) => {
+                let mut error = Some(error);
+                for ticket in group {
+                    let copy = error.as_ref().map(duplicate);
+                    let _ = ticket.outcome.set(Err(copy.or(error.take()).expect("the error outlives its copies")));
+                }
+            }
+        }
+    }
+
+    fn append(&self, log: &mut Log, commits: &mut [SmallCommit], total: u64) -> Result<Seq> {
+        if log.small.as_ref().is_none_or(|tail| tail.offset + total > self.segment_bytes) {
+            if let Some(full) = log.small.take() {
+                retire(full);
+            }
+            log.small = Some(self.open_tail(log, total)?);
+        }
+        let first = log.next;
+        let synced_through = self.synced();
+        let tail = log.small.as_mut().expect("made above");
+        reserve(tail, total, self.segment_bytes)?;
+
+        let mut offset = tail.offset;
+        let mut previous_digest = tail.previous_digest;
+        let mut seq = first;
+        let mut written = Vec::with_capacity(commits.len());
+        for commit in commits.iter_mut() {
+            let frame_len = commit.body.frame_len();
+            let payload_len = commit.bytes.len() as u64 - frame_len;
+            let fields = PreludeFields {
+                salt: tail.segment.salt,
+                offset,
+                seq,
+                payload_len,
+                synced_through,
+                previous_digest,
+                payload_synced: false,
+                part: 0,
+                parts: 1,
+            };
+            let digest = commit.body.write_frame(&fields, &mut commit.bytes[..frame_len as usize]);
+            place(&mut commit.entries, seq, &tail.segment, offset, offset + frame_len);
+            offset += commit.bytes.len() as u64;
+            written.push(Written {
+                seq,
+                durable: commit.durable,
+                segment: Arc::clone(&tail.segment),
+                end: offset,
+                digest,
+                entries: std::mem::take(&mut commit.entries),
+            });
+            previous_digest = digest;
+            seq = seq.next();
+        }
+
+        let mut slices: Vec<IoSlice<'_>> = commits.iter().map(|commit| IoSlice::new(&commit.bytes)).collect();
+        let result = write_all_vectored_at(&*tail.file, &mut slices, tail.offset, Caching::Direct);
+        if let Err(source) = result {
+            let error = Error::Io { action: "write a commit to", path: tail.segment.path.clone(), source };
+            let failed = log.small.take().expect("made above");
+            self.undo(failed);
+            return Err(error);
+        }
+        tail.offset = offset;
+        tail.previous_digest = previous_digest;
+        log.dirty.insert(tail.segment.id, Arc::clone(&tail.file));
+        log.next = seq;
+        self.written.lock().extend(written);
+        Ok(first)
+    }
+
+    /// A segment to stream a large commit of `total` bytes into, of which the caller has sole use.
+    pub(crate) fn lease(&self, total: u64) -> Result<Tail> {
+        self.check()?;
+        if !self.shares_a_segment(total) {
+            let (segment, file) = self.segments.create(true)?;
+            let allocated = FIRST_FRAME;
+            let mut tail =
+                Tail { segment, file, offset: FIRST_FRAME, previous_digest: 0, allocated, single: true };
+            if let Err(error) = reserve(&mut tail, total, 0) {
+                self.segments.discard(&tail.segment);
+                return Err(error);
+            }
+            return Ok(tail);
+        }
+        let mut log = self.log.lock();
+        let mut tail = match log.spare.iter().position(|tail| tail.offset + total <= self.segment_bytes) {
+            Some(index) => log.spare.swap_remove(index),
+            None => {
+                while let Some(full) = log.spare.pop() {
+                    retire(full);
+                }
+                drop(log);
+                let (segment, file) = self.segments.create(false)?;
+                Tail { segment, file, offset: FIRST_FRAME, previous_digest: 0, allocated: FIRST_FRAME, single: false }
+            }
+        };
+        match reserve(&mut tail, total, self.segment_bytes) {
+            Ok(()) => Ok(tail),
+            Err(error) => {
+                self.give_back(tail);
+                Err(error)
+            }
+        }
+    }
+
+    /// Returns a leased segment into which nothing was written, or only bytes that no frame speaks for.
+    pub(crate) fn give_back(&self, tail: Tail) {
+        if tail.offset == FIRST_FRAME {
+            self.segments.discard(&tail.segment);
+        } else {
+            // The bytes past the last frame are stale now; the next large commit starts a fresh segment.
+            retire(tail);
+        }
+    }
+
+    /// Writes the frame of a large commit, whose payload is durable in `tail` already.
+    pub(crate) fn write_large(
+        &self,
+        mut tail: Tail,
+        body: &EncodedBody,
+        payload_len: u64,
+        mut entries: Vec<IndexEntry>,
+        durable: bool,
+    ) -> Result<Seq> {
+        let frame_len = body.frame_len();
+        let mut frame = AlignedBuf::zeroed(frame_len as usize);
+        let mut log = self.log.lock();
+        self.check()?;
+        let seq = log.next;
+        let fields = PreludeFields {
+            salt: tail.segment.salt,
+            offset: tail.offset,
+            seq,
+            payload_len,
+            synced_through: self.synced(),
+            previous_digest: tail.previous_digest,
+            payload_synced: true,
+            part: 0,
+            parts: 1,
+        };
+        let digest = body.write_frame(&fields, &mut frame);
+        let mut slices = [IoSlice::new(&frame)];
+        if let Err(source) = write_all_vectored_at(&*tail.file, &mut slices, tail.offset, Caching::Direct) {
+            let error = Error::Io { action: "write a frame to", path: tail.segment.path.clone(), source };
+            self.undo(tail);
+            return Err(error);
+        }
+        place(&mut entries, seq, &tail.segment, tail.offset, tail.offset + frame_len);
+        tail.offset += frame_len + payload_len;
+        tail.previous_digest = digest;
+        log.next = seq.next();
+        log.dirty.insert(tail.segment.id, Arc::clone(&tail.file));
+        self.written.lock().push_back(Written {
+            seq,
+            durable,
+            segment: Arc::clone(&tail.segment),
+            end: tail.offset,
+            digest,
+            entries,
+        });
+        if tail.offset < self.segment_bytes && !tail.single {
+            log.spare.push(tail);
+        } else {
+            retire(tail);
+        }
+        Ok(seq)
+    }
+
+    /// Makes everything written so far durable, at least up to `seq`. Blocks for one sync per segment with news.
+    pub(crate) fn sync_through(&self, seq: Seq) -> Result<()> {
+        if self.synced() >= seq {
+            return Ok(());
+        }
+        let _turn = self.sync.lock();
+        if self.synced() >= seq {
+            return Ok(());
+        }
+        self.check()?;
+        let (through, dirty) = {
+            let mut log = self.log.lock();
+            (Seq(log.next.get() - 1), std::mem::take(&mut log.dirty))
+        };
+        for (id, file) in dirty {
+            self.syncs.fetch_add(1, Ordering::Relaxed);
+            if let Err(source) = file.sync() {
+                let path = self.segments.get(id).map(|segment| segment.path.clone()).unwrap_or_default();
+                let error = Error::Io { action: "sync", path, source };
+                self.refuse(&error);
+                return Err(error);
+            }
+        }
+        self.synced.store(through.get(), Ordering::Release);
+        Ok(())
+    }
+
+    /// The number of the last commit that was written.
+    pub(crate) fn last_written(&self) -> Seq {
+        Seq(self.log.lock().next.get() - 1)
+    }
+
+    /// Takes the commits that may become visible now, in order. The caller publishes them before it asks again.
+    pub(crate) fn take_publishable(&self) -> Vec<Written> {
+        let synced = self.synced();
+        let mut written = self.written.lock();
+        let ready = written.iter().take_while(|commit| !commit.durable || commit.seq <= synced).count();
+        written.drain(..ready).collect()
+    }
+
+    /// Gives back the space that was taken ahead, at the end of a store's life. Nothing may be in flight.
+    pub(crate) fn trim(&self) -> Result<()> {
+        let log = self.log.lock();
+        for tail in log.small.iter().chain(&log.spare) {
+            tail.file.truncate(tail.offset).map_err(Error::io("trim", &tail.segment.path))?;
+            tail.file.sync().map_err(Error::io("sync", &tail.segment.path))?;
+        }
+        Ok(())
+    }
+
+    fn open_tail(&self, log: &mut Log, total: u64) -> Result<Tail> {
+        // A spare segment of the other kind serves as well as a fresh one.
+        if let Some(index) = log.spare.iter().position(|tail| tail.offset + total <= self.segment_bytes) {
+            return Ok(log.spare.swap_remove(index));
+        }
+        let (segment, file) = self.segments.create(false)?;
+        Ok(Tail { segment, file, offset: FIRST_FRAME, previous_digest: 0, allocated: FIRST_FRAME, single: false })
+    }
+
+    /// Takes back frames that may have reached the disk in part: cuts the segment where they began, durably.
+    fn undo(&self, tail: Tail) {
+        let cut = tail.file.truncate(tail.offset).and_then(|()| tail.file.sync());
+        match cut {
+            Ok(()) => tail.segment.seal(tail.offset),
+            Err(source) => self.refuse(&Error::Io { action: "cut", path: tail.segment.path.clone(), source }),
+        }
+    }
+}
+
+/// Ends a segment where its last commit does, and gives back the space taken ahead.
+fn retire(tail: Tail) {
+    tail.segment.seal(tail.offset);
+    // Only space is lost when this fails, and recovery trims what it finds too long.
+    if let Err(error) = tail.file.truncate(tail.offset) {
+        tracing::warn!(path = %tail.segment.path.display(), %error, "space taken ahead could not be given back");
+    }
+}
+
+/// Takes space for the next `total` bytes: in big steps where the disk has them, exactly where it has not.
+fn reserve(tail: &mut Tail, total: u64, segment_bytes: u64) -> Result<()> {
+    let end = tail.offset + total;
+    if end <= tail.allocated {
+        return Ok(());
+    }
+    let generous = (tail.allocated + ALLOCATE_STEP_BYTES).min(segment_bytes).max(end);
+    let mut taken = tail.file.allocate(tail.allocated, generous - tail.allocated);
+    let mut reached = generous;
+    if taken.is_err() && generous > end {
+        taken = tail.file.allocate(tail.allocated, end - tail.allocated);
+        reached = end;
+    }
+    match taken {
+        Ok(()) => tail.allocated = reached,
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => tail.allocated = reached,
+        Err(source) => {
+            return Err(Error::Io { action: "take space for", path: tail.segment.path.clone(), source });
+        }
+    }
+    Ok(())
+}
+
+/// Fills in what the entries could not know before the commit had its place.
+fn place(entries: &mut [IndexEntry], seq: Seq, segment: &Segment, frame_offset: u64, payload: u64) {
+    for entry in entries {
+        entry.seq = seq;
+        entry.segment = segment.id;
+        entry.frame_offset = frame_offset;
+        if entry.is_put() {
+            entry.offset += payload;
+        }
+    }
+}
+
+/// A second copy of an error that several commits of a group share.
+fn duplicate(error: &Error) -> Error {
+    match error {
+        Error::Io { action, path, source } => Error::Io {
+            action,
+            path: path.clone(),
+            source: source.raw_os_error().map_or_else(|| source.kind().into(), io::Error::from_raw_os_error),
+        },
+        Error::WritesRefused { cause } => Error::WritesRefused { cause: cause.clone() },
+        other => Error::WritesRefused { cause: other.to_string() },
+    }
+}

@@ -1,0 +1,218 @@
+//! What all handles of one open store share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use alight_format::Manifest;
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::config::{FLUSH_PATIENCE, OVERLAY_BACKLOG_FACTOR};
+use crate::error::{Error, Result};
+use crate::index::Version;
+use crate::metrics::Counters;
+use crate::storage::{Storage, StorageLock};
+use crate::store::commit::Committer;
+use crate::store::layout::Layout;
+use crate::store::options::{Durability, Maintenance, StoreOptions};
+use crate::store::publish::publish;
+use crate::store::segment::{Segment, Segments};
+
+/// An open store's parts.
+pub(crate) struct Core {
+    pub(crate) layout: Layout,
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) segments: Arc<Segments>,
+    pub(crate) counters: Counters,
+    pub(crate) durability: Durability,
+    pub(crate) closed: AtomicBool,
+    version: RwLock<Arc<Version>>,
+    writer: Option<Writer>,
+}
+
+/// What only a writer has.
+pub(crate) struct Writer {
+    pub(crate) committer: Committer,
+    /// Held while commits are made visible: they are taken and published under one lock, so they keep their order.
+    publishing: Mutex<()>,
+    /// The manifest as it is on the disk. Held through every flush, so there is one at a time.
+    pub(crate) manifest: Mutex<Manifest>,
+    maintenance: Maintenance,
+    overlay_entries_max: usize,
+    /// What the maintenance thread waits for, and what those wait for who wait for it.
+    pub(crate) wanted: Mutex<Wanted>,
+    pub(crate) signal: Condvar,
+    pub(crate) lock: Mutex<Option<Box<dyn StorageLock>>>,
+}
+
+/// The state of the maintenance thread's work.
+#[derive(Debug, Default)]
+pub(crate) struct Wanted {
+    pub(crate) flush: bool,
+    pub(crate) shutdown: bool,
+    /// Flushes done since the store was opened, failed ones included.
+    pub(crate) flushes: u64,
+    pub(crate) last_failure: Option<String>,
+}
+
+impl Core {
+    pub(crate) fn new(
+        opened_layout: Layout,
+        options: &StoreOptions,
+        segments: Arc<Segments>,
+        version: Version,
+        writer: Option<Writer>,
+    ) -> Self {
+        Self {
+            layout: opened_layout,
+            storage: Arc::clone(&options.storage),
+            segments,
+            counters: Counters::default(),
+            durability: options.durability,
+            closed: AtomicBool::new(false),
+            version: RwLock::new(Arc::new(version)),
+            writer,
+        }
+    }
+
+    /// The latest published state.
+    pub(crate) fn version(&self) -> Arc<Version> {
+        Arc::clone(&self.version.read())
+    }
+
+    /// The write side.
+    pub(crate) fn writer(&self) -> Result<&Writer> {
+        self.writer.as_ref().ok_or_else(|| Error::ReadOnly { path: self.layout.root().to_path_buf() })
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.writer.is_none()
+    }
+
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// Makes visible what may be.
+    pub(crate) fn publish(&self) {
+        let Some(writer) = &self.writer else { return };
+        let _turn = writer.publishing.lock();
+        let commits = writer.committer.take_publishable();
+        if commits.is_empty() {
+            return;
+        }
+        let mut version = Version::clone(&self.version());
+        for commit in commits {
+            publish(&mut version, &self.segments, commit);
+        }
+        *self.version.write() = Arc::new(version);
+    }
+
+    /// Replaces the version by what `change` makes of it, with no commit published in between.
+    pub(crate) fn change_version<T>(&self, change: impl FnOnce(&mut Version) -> T) -> T {
+        let _turn = self.writer.as_ref().map(|writer| writer.publishing.lock());
+        let mut version = Version::clone(&self.version());
+        let outcome = change(&mut version);
+        *self.version.write() = Arc::new(version);
+        outcome
+    }
+
+    /// Has the index written out when enough has gathered.
+    pub(crate) fn maintain_when_due(&self) -> Result<()> {
+        let writer = self.writer()?;
+        if self.version().overlay.len() < writer.overlay_entries_max {
+            return Ok(());
+        }
+        match writer.maintenance {
+            // The commit that brought this about is done and durable; a failed flush is not its failure. It is
+            // counted, and `await_room` refuses commits should it last.
+            Maintenance::Inline => {
+                let _ = self.flush_counted();
+            }
+            Maintenance::Background => {
+                writer.wanted.lock().flush = true;
+                writer.signal.notify_all();
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits while more keys are in memory than there should be, for as long as they are being written out.
+    pub(crate) fn await_room(&self) -> Result<()> {
+        let writer = self.writer()?;
+        let limit = writer.overlay_entries_max.saturating_mul(OVERLAY_BACKLOG_FACTOR);
+        let crowded = || {
+            let version = self.version();
+            version.overlay.len() + version.frozen.len() >= limit
+        };
+        if !crowded() {
+            return Ok(());
+        }
+        if writer.maintenance == Maintenance::Inline {
+            return self.flush_counted();
+        }
+        let started = Instant::now();
+        let mut wanted = writer.wanted.lock();
+        let before = wanted.flushes;
+        while crowded() {
+            if let Some(cause) = wanted.last_failure.as_ref().filter(|_| wanted.flushes > before) {
+                return Err(Error::WritesRefused { cause: format!("the index cannot be written out: {cause}") });
+            }
+            if started.elapsed() > FLUSH_PATIENCE {
+                return Err(Error::WritesRefused { cause: "the index is not written out in time".into() });
+            }
+            wanted.flush = true;
+            writer.signal.notify_all();
+            writer.signal.wait_for(&mut wanted, std::time::Duration::from_millis(50));
+        }
+        Ok(())
+    }
+}
+
+impl Writer {
+    pub(crate) fn new(
+        committer: Committer,
+        manifest: Manifest,
+        options: &StoreOptions,
+        lock: Box<dyn StorageLock>,
+    ) -> Self {
+        Self {
+            committer,
+            publishing: Mutex::default(),
+            manifest: Mutex::new(manifest),
+            maintenance: options.maintenance,
+            overlay_entries_max: options.overlay_entries_max,
+            wanted: Mutex::default(),
+            signal: Condvar::new(),
+            lock: Mutex::new(Some(lock)),
+        }
+    }
+
+    pub(crate) fn has_thread(&self) -> bool {
+        self.maintenance == Maintenance::Background
+    }
+}
+
+impl Core {
+    /// Ends the life of a writer: everything durable, the index on the disk, no space taken ahead.
+    pub(crate) fn settle_and_trim(&self) -> Result<()> {
+        let writer = self.writer()?;
+        writer.committer.check()?;
+        writer.committer.sync_through(writer.committer.last_written())?;
+        self.publish();
+        self.flush_counted()?;
+        writer.committer.trim()
+    }
+
+    /// After recovery cut torn commits: writes the manifest that says where the cut segments end, and only then gives
+    /// back what lay behind.
+    pub(crate) fn forget_cut_tails(&self, cut: &[Arc<Segment>]) -> Result<()> {
+        self.flush()?;
+        for segment in cut {
+            let end = segment.accounting.lock().end;
+            let file = self.segments.file_for_append(segment)?;
+            file.truncate(end).map_err(Error::io("trim", &segment.path))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,164 @@
+//! Writes the index out: the overlay becomes a run, small runs are merged into it, and a new manifest says so.
+//!
+//! # Invariants
+//! - Everything that a run leads to is durable before the manifest names the run.
+//! - A run is written whole, synced and given its name, and that name made durable, before the manifest names it; a
+//!   replaced run is removed only after a manifest without it is durable.
+//! - One flush at a time. Commits go on beside it, into a new overlay.
+
+use std::collections::HashSet;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use alight_format::{Manifest, RunId, RunRecord};
+
+use crate::error::Result;
+use crate::index::{Overlay, Run, Version, merge_count, merge_layers, write_run};
+use crate::metrics::Counters;
+use crate::store::core::{Core, Writer};
+use crate::store::manifest;
+
+impl Core {
+    /// [`flush`](Core::flush), with its outcome in the metrics and told to whoever waits for it.
+    pub(crate) fn flush_counted(&self) -> Result<()> {
+        let outcome = self.flush();
+        let writer = self.writer()?;
+        let mut wanted = writer.wanted.lock();
+        wanted.flushes += 1;
+        match &outcome {
+            Ok(()) => {
+                Counters::add(&self.counters.index_flushes, 1);
+                wanted.last_failure = None;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the index could not be written out; it stays in memory");
+                Counters::add(&self.counters.index_flush_failures, 1);
+                wanted.last_failure = Some(error.to_string());
+            }
+        }
+        writer.signal.notify_all();
+        outcome
+    }
+
+    /// Writes out everything that is visible now. On a failure nothing is lost: what was to be written is in memory
+    /// again, and the old manifest stands.
+    pub(crate) fn flush(&self) -> Result<()> {
+        let writer = self.writer()?;
+        let mut manifest = writer.manifest.lock();
+        writer.committer.check()?;
+        let (frozen, mut next) = self.change_version(|version| {
+            debug_assert!(version.frozen.is_empty(), "one flush at a time");
+            version.frozen = std::mem::take(&mut version.overlay);
+            // No commit is published meanwhile, so the segments' ends are those of this very version.
+            let (segments, next_segment) = self.segments.records();
+            let next = Manifest {
+                generation: manifest.generation + 1,
+                covered: version.seq,
+                segments,
+                next_segment,
+                ..manifest.clone()
+            };
+            (version.clone(), next)
+        });
+        match self.write_out(writer, &frozen, &manifest, &mut next) {
+            Ok(replaced) => {
+                let obsolete: Vec<RunId> = replaced.iter().map(|run| run.id()).collect();
+                *manifest = next;
+                drop(replaced);
+                self.remove_runs(&obsolete);
+                Ok(())
+            }
+            Err(error) => {
+                if manifest::was_a_sync(&error) {
+                    writer.committer.refuse(&error);
+                }
+                manifest.next_run = next.next_run;
+                self.change_version(|version| {
+                    let newer = std::mem::replace(&mut version.overlay, std::mem::take(&mut version.frozen));
+                    version.overlay.extend(newer);
+                });
+                Err(error)
+            }
+        }
+    }
+
+    /// Returns the runs that the new manifest no longer names.
+    fn write_out(
+        &self,
+        writer: &Writer,
+        frozen: &Version,
+        current: &Manifest,
+        next: &mut Manifest,
+    ) -> Result<Vec<Arc<Run>>> {
+        writer.committer.sync_through(frozen.seq)?;
+        if frozen.frozen.is_empty() {
+            let unchanged = Manifest { generation: next.generation, ..current.clone() };
+            if *next != unchanged {
+                manifest::write(&*self.storage, &self.layout, next)?;
+            }
+            return Ok(Vec::new());
+        }
+        let fresh = frozen.frozen.len() as u64;
+        let merged = merge_count(fresh, frozen.runs.iter().map(|run| run.entries()));
+        let id = next.next_run;
+        // A name is used once, even when this attempt fails: a file that an earlier one left is never mistaken.
+        next.next_run = RunId(id.get() + 1);
+        let written = self.write_merged(id, frozen, merged)?;
+        let mut records: Vec<RunRecord> = written.iter().cloned().collect();
+        records.extend(next.runs.drain(..).skip(merged));
+        next.runs = records;
+        let mut runs = Vec::with_capacity(next.runs.len());
+        if let Some(record) = &written {
+            runs.push(Arc::new(Run::open(&*self.storage, &self.layout.run(id), next.store, record)?));
+        }
+        runs.extend(frozen.runs[merged..].iter().cloned());
+        manifest::write(&*self.storage, &self.layout, next)?;
+        self.change_version(|version| {
+            version.frozen = Overlay::default();
+            version.runs = runs.into();
+        });
+        Ok(frozen.runs[..merged].to_vec())
+    }
+
+    /// Writes the frozen overlay and the newest runs as one run; `None` when nothing is left of them.
+    fn write_merged(&self, id: RunId, frozen: &Version, merged: usize) -> Result<Option<RunRecord>> {
+        let runs = &frozen.runs[..merged];
+        // A delete has done its work once nothing older is left below it.
+        let keep_deletes = merged < frozen.runs.len();
+        let expected = frozen.frozen.len() as u64 + runs.iter().map(|run| run.entries()).sum::<u64>();
+        let overlays = [&frozen.frozen];
+        let layers = merge_layers(&overlays, runs, Bound::Unbounded)?;
+        let entries = layers.filter(|entry| entry.as_ref().map_or(true, |entry| keep_deletes || entry.is_put()));
+        write_run(&*self.storage, &self.layout, self.segments.store(), id, expected, entries)
+    }
+
+    /// Removes the files of runs that no manifest names. What cannot be removed now goes at the next open.
+    fn remove_runs(&self, ids: &[RunId]) {
+        let ids: HashSet<RunId> = ids.iter().copied().collect();
+        for id in ids {
+            let path = self.layout.run(id);
+            if let Err(error) = self.storage.remove(&path) {
+                tracing::warn!(path = %path.display(), %error, "a replaced index run could not be removed");
+            }
+        }
+    }
+
+    /// Waits for wishes and fulfils them, until told to stop.
+    pub(crate) fn maintenance_loop(&self) {
+        let Ok(writer) = self.writer() else { return };
+        loop {
+            {
+                let mut wanted = writer.wanted.lock();
+                while !wanted.flush && !wanted.shutdown {
+                    writer.signal.wait(&mut wanted);
+                }
+                if wanted.shutdown {
+                    return;
+                }
+                wanted.flush = false;
+            }
+            // Its outcome is counted and told there.
+            let _ = self.flush_counted();
+        }
+    }
+}

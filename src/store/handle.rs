@@ -1,0 +1,341 @@
+//! The handle that callers hold.
+
+use std::fmt;
+use std::io::Write;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+use crate::store::batch::Batch;
+use crate::store::commit::Committer;
+use crate::store::core::{Core, Writer};
+use crate::store::open;
+use crate::store::options::StoreOptions;
+use crate::store::scan::Scan;
+use crate::store::snapshot::Snapshot;
+use crate::store::stat::Stat;
+use crate::store::verify::{VerifyProgress, VerifyReport};
+use crate::tensor::{Tensor, TensorInfo, TensorRef};
+
+/// An open store: tensors by key, in one directory.
+///
+/// A handle: cloning it is cheap, and clones may be used from any number of threads at once. The store is closed by
+/// [`close`](Store::close), or when the last clone and the last snapshot are dropped; closing explicitly is how to learn
+/// of an error.
+///
+/// ```
+/// use alight::{Device, Store};
+///
+/// let directory = tempfile::tempdir().expect("a temporary folder");
+/// let store = Store::create(directory.path().join("model.alight"))?;
+/// store.put("greeting", b"hello")?;
+/// let tensor = store.get("greeting", &Device::host())?;
+/// assert_eq!(tensor.as_host(), Some(&b"hello"[..]));
+/// store.close()?;
+/// # Ok::<(), alight::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Store {
+    open: Arc<Open>,
+}
+
+/// What the last handle closes.
+struct Open {
+    core: Arc<Core>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Store {
+    /// Opens the store at `path` for reading and writing. See [`StoreOptions::open`].
+    ///
+    /// # Errors
+    /// As [`StoreOptions::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Store> {
+        Self::options().open(path)
+    }
+
+    /// Makes a new store at `path`, a directory that is absent or empty, and opens it.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] where a store is already; else as [`StoreOptions::open`].
+    pub fn create(path: impl AsRef<Path>) -> Result<Store> {
+        Self::options().create_new(true).open(path)
+    }
+
+    /// Options to open or create a store with.
+    pub fn options() -> StoreOptions {
+        StoreOptions::default()
+    }
+
+    pub(crate) fn open_with(path: &Path, options: StoreOptions) -> Result<Store> {
+        let opened = open::open(path, &options)?;
+        let Some(writing) = opened.writing else {
+            let core = Core::new(opened.layout, &options, opened.segments, opened.version, None);
+            return Ok(Store { open: Arc::new(Open { core: Arc::new(core), thread: Mutex::default() }) });
+        };
+        let committer = Committer::new(
+            Arc::clone(&opened.segments),
+            opened.manifest.segment_bytes,
+            opened.version.seq,
+            writing.tails,
+        );
+        let writer = Writer::new(committer, opened.manifest, &options, writing.lock);
+        let has_thread = writer.has_thread();
+        let core = Arc::new(Core::new(opened.layout, &options, opened.segments, opened.version, Some(writer)));
+        if !writing.cut.is_empty() {
+            core.forget_cut_tails(&writing.cut)?;
+        }
+        let thread = if has_thread {
+            let core = Arc::clone(&core);
+            let named = std::thread::Builder::new().name("alight-index".into());
+            let spawned = named.spawn(move || core.maintenance_loop());
+            Some(spawned.map_err(Error::io("start a thread for", path))?)
+        } else {
+            None
+        };
+        Ok(Store { open: Arc::new(Open { core, thread: Mutex::new(thread) }) })
+    }
+
+    /// The parts, unless the store was closed.
+    pub(crate) fn core(&self) -> Result<&Core> {
+        self.open.core.check_open()?;
+        Ok(&self.open.core)
+    }
+
+    /// Puts a tensor under a key, in place of whatever is there, as one commit. See [`Batch::commit`] for what it means
+    /// to return, and what it costs; many puts are cheaper in one [`batch`](Store::batch).
+    ///
+    /// The tensor may be in host memory or on a device: a `&[u8]` (stored as `u8[len]`), a [`TensorRef`] or a
+    /// [`Tensor`].
+    ///
+    /// # Errors
+    /// As [`Batch::put`] and [`Batch::commit`].
+    pub fn put<'a>(&self, key: impl AsRef<[u8]>, tensor: impl Into<TensorRef<'a>>) -> Result<()> {
+        let mut batch = self.batch();
+        batch.put(key, tensor)?;
+        batch.commit()
+    }
+
+    /// Deletes a key as one commit; says whether it was there. Nothing is written when it was not.
+    ///
+    /// # Errors
+    /// As [`Batch::delete`] and [`Batch::commit`].
+    pub fn delete(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        let key = key.as_ref();
+        self.core()?.writer()?;
+        if !self.contains(key)? {
+            return Ok(false);
+        }
+        let mut batch = self.batch();
+        batch.delete(key)?;
+        batch.commit()?;
+        Ok(true)
+    }
+
+    /// An empty batch of changes to be made as one commit.
+    pub fn batch<'a>(&self) -> Batch<'a> {
+        Batch::new(self.clone(), self.open.core.durability)
+    }
+
+    /// A view of the store as it is now, which later commits do not change. Costs next to nothing.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::new(self.clone(), self.open.core.version())
+    }
+
+    /// Reads a tensor to a device, verified. Blocks until it is there.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Damaged`] when the bytes on the disk are not those that were put; what the device
+    /// says when it has no room.
+    pub fn get(&self, key: impl AsRef<[u8]>, device: &Device) -> Result<Tensor> {
+        self.snapshot().get(key, device)
+    }
+
+    /// Reads a tensor's bytes into host memory of at least its length, verified; says what it read. On an error the
+    /// destination's contents are unspecified.
+    ///
+    /// # Errors
+    /// As [`get`](Store::get), and [`Error::DestinationTooSmall`].
+    pub fn get_into(&self, key: impl AsRef<[u8]>, destination: &mut [u8]) -> Result<TensorInfo> {
+        self.snapshot().get_into(key, destination)
+    }
+
+    /// Reads some of a value's bytes, as `u8[len]`. Reads and verifies whole chunks of 1 MiB, and no more of them than
+    /// the range touches.
+    ///
+    /// # Errors
+    /// As [`get`](Store::get), and [`Error::RangeOutOfBounds`].
+    pub fn get_range(&self, key: impl AsRef<[u8]>, range: Range<u64>, device: &Device) -> Result<Tensor> {
+        self.snapshot().get_range(key, range, device)
+    }
+
+    /// Reads several tensors, verified, into one piece of device memory of which each is a view. They come back in the
+    /// order of the keys, and are read in the order of the disk.
+    ///
+    /// The memory is freed when the last of them is dropped. Where one key fails, all do.
+    ///
+    /// # Errors
+    /// As [`get`](Store::get), naming the key.
+    pub fn get_many<K: AsRef<[u8]>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+        device: &Device,
+    ) -> Result<Vec<Tensor>> {
+        self.snapshot().get_many(keys, device)
+    }
+
+    /// Writes a value's bytes to `out` in order, each chunk of 1 MiB verified before it is handed on. Takes a few MiB of
+    /// memory for a value of any length.
+    ///
+    /// # Errors
+    /// As [`get`](Store::get); [`Error::Io`] when `out` fails.
+    pub fn get_to_writer(&self, key: impl AsRef<[u8]>, out: &mut dyn Write) -> Result<TensorInfo> {
+        self.snapshot().get_to_writer(key, out)
+    }
+
+    /// What is known of a key's value, without reading it: about a microsecond.
+    ///
+    /// # Errors
+    /// [`Error::InvalidKey`]; [`Error::Damaged`] when the index is.
+    pub fn info(&self, key: impl AsRef<[u8]>) -> Result<Option<TensorInfo>> {
+        self.snapshot().info(key)
+    }
+
+    /// The named bytes that were put beside a value. Reads the frame of the commit that put it.
+    ///
+    /// # Errors
+    /// As [`get`](Store::get).
+    pub fn attributes(&self, key: impl AsRef<[u8]>) -> Result<Vec<(String, Vec<u8>)>> {
+        self.snapshot().attributes(key)
+    }
+
+    /// Whether a value is stored under a key.
+    ///
+    /// # Errors
+    /// As [`info`](Store::info).
+    pub fn contains(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.snapshot().contains(key)
+    }
+
+    /// The keys that begin with `prefix`, in order, with what is known of their values; an empty prefix means all. Sees
+    /// the store as it is now.
+    pub fn scan(&self, prefix: impl AsRef<[u8]>) -> Scan {
+        self.snapshot().scan(prefix)
+    }
+
+    /// Makes every commit so far survive power loss, the [`Eventual`](crate::Durability::Eventual) ones included.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a sync fails: then [`Error::WritesRefused`] is the answer to every write until the store is
+    /// opened again.
+    pub fn sync(&self) -> Result<()> {
+        let core = self.core()?;
+        let committer = &core.writer()?.committer;
+        committer.sync_through(committer.last_written())?;
+        core.publish();
+        Ok(())
+    }
+
+    /// How large the store is, and what of it lives. Asks the file system about every file.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn stat(&self) -> Result<Stat> {
+        Stat::of(self.core()?)
+    }
+
+    /// Reads everything and checks every checksum: frames, payloads, index runs, manifest, and that each key leads to
+    /// what was put. Reports all damage that it finds, and changes nothing.
+    ///
+    /// # Errors
+    /// Only what keeps it from looking, such as [`Error::Closed`]; damage is in the report.
+    pub fn verify(&self, progress: impl FnMut(VerifyProgress)) -> Result<VerifyReport> {
+        VerifyReport::of(self.core()?, progress)
+    }
+
+    /// What the store did since it was opened.
+    pub fn metrics(&self) -> Metrics {
+        let core = &self.open.core;
+        let mut metrics = core.counters.snapshot();
+        if let Ok(writer) = core.writer() {
+            metrics.segment_syncs = writer.committer.syncs.load(Ordering::Relaxed);
+        }
+        metrics
+    }
+
+    /// The store's directory.
+    pub fn path(&self) -> &Path {
+        self.open.core.layout.root()
+    }
+
+    /// Whether the store was opened for reading only.
+    pub fn is_read_only(&self) -> bool {
+        self.open.core.is_read_only()
+    }
+
+    /// Makes every commit durable, writes the index out so that the next open has nothing to recover, gives back space
+    /// that was taken ahead, and lets go of the lock. Every clone answers [`Error::Closed`] from then on.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] when it already was, else what writing says. The store is closed either way, and nothing that
+    /// was acknowledged is lost by a failure here: the next open recovers it.
+    pub fn close(self) -> Result<()> {
+        if self.open.core.closed.swap(true, Ordering::AcqRel) {
+            return Err(Error::Closed);
+        }
+        self.open.shut()
+    }
+}
+
+impl Open {
+    fn shut(&self) -> Result<()> {
+        let Ok(writer) = self.core.writer() else { return Ok(()) };
+        writer.wanted.lock().shutdown = true;
+        writer.signal.notify_all();
+        let panicked = self.thread.lock().take().is_some_and(|thread| thread.join().is_err());
+        let outcome = self.core.settle_and_trim();
+        // The lock goes last: whoever opens the store next finds it settled.
+        drop(writer.lock.lock().take());
+        assert!(!panicked, "the index thread panicked");
+        outcome
+    }
+}
+
+impl Drop for Open {
+    /// Closes what was not closed. A failure is logged: everything acknowledged is on the disk, and the next open
+    /// recovers it.
+    fn drop(&mut self) {
+        if self.core.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let Ok(writer) = self.core.writer() else { return };
+        writer.wanted.lock().shutdown = true;
+        writer.signal.notify_all();
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+        if let Err(error) = self.core.settle_and_trim() {
+            tracing::warn!(%error, "the store was dropped without close, and could not be settled; it will be recovered");
+        }
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Store({})", self.path().display())
+    }
+}
+
+// A store is opened once and used by many.
+const _: () = {
+    const fn shared<T: Send + Sync + Clone>() {}
+    shared::<Store>();
+    shared::<Snapshot>();
+};

@@ -1,0 +1,37 @@
+//! The manifest on the disk: read whole, replaced whole.
+
+use alight_format::{Manifest, limits};
+
+use crate::error::{Error, Result};
+use crate::storage::{Caching, OpenMode, Storage, read_exact_at, write_all_at};
+use crate::store::layout::Layout;
+
+/// Reads and judges the manifest.
+pub(crate) fn read(storage: &dyn Storage, layout: &Layout) -> Result<Manifest> {
+    let path = layout.manifest();
+    let file = storage.open(&path, OpenMode::Read).map_err(Error::io("open", &path))?;
+    let length = file.facts().map_err(Error::io("measure", &path))?.len_bytes;
+    if length > limits::MANIFEST_BYTES_MAX {
+        return Err(Error::damaged(&path, None, format!("{length} bytes are more than a manifest can have")));
+    }
+    let mut bytes = vec![0; length as usize];
+    read_exact_at(&*file, &mut bytes, 0, Caching::Buffered).map_err(Error::io("read", &path))?;
+    Manifest::decode(&bytes).map_err(|error| Error::format(&path, error))
+}
+
+/// Puts a manifest in the place of the last one. When this returns it is durable; when it fails, either the old or the
+/// new one is in place, whole.
+pub(crate) fn write(storage: &dyn Storage, layout: &Layout, manifest: &Manifest) -> Result<()> {
+    let (new, path) = (layout.manifest_new(), layout.manifest());
+    let bytes = manifest.encode().map_err(|error| Error::format(&path, error))?;
+    let file = storage.open(&new, OpenMode::CreateTruncate).map_err(Error::io("create", &new))?;
+    write_all_at(&*file, &bytes, 0, Caching::Buffered).map_err(Error::io("write", &new))?;
+    file.sync().map_err(Error::io("sync", &new))?;
+    storage.rename(&new, &path).map_err(Error::io("rename", &new))?;
+    storage.sync_dir(layout.root()).map_err(Error::io("sync", layout.root()))
+}
+
+/// Whether a failure of [`write`] or of a run's writing was one of a sync, after which nothing more may be written.
+pub(crate) fn was_a_sync(error: &Error) -> bool {
+    matches!(error, Error::Io { action: "sync", .. })
+}

@@ -1,0 +1,36 @@
+//! The store itself: opening, commits, reads, snapshots, and what keeps them honest.
+//!
+//! A [`Store`] is a handle on a `Core`. The parts, in the order in which a value meets them:
+//! `batch` prepares a commit, `commit` writes and syncs it, `publish` makes it visible, `flush` moves the index to
+//! disk; `read` answers from a version; `open` and `recover` start from what is on the disk; `verify` reads it all.
+//!
+//! # Invariants
+//! - What a durable commit acknowledged is found by every later open, or the open or the read says that it is damaged.
+//! - Readers hold a version and never a lock while they do I/O.
+
+mod batch;
+mod commit;
+mod core;
+mod entropy;
+mod flush;
+mod handle;
+mod layout;
+mod manifest;
+mod open;
+mod options;
+mod publish;
+mod read;
+mod recover;
+mod scan;
+mod segment;
+mod snapshot;
+mod stat;
+mod verify;
+
+pub use batch::Batch;
+pub use handle::Store;
+pub use options::{Durability, Maintenance, StoreOptions};
+pub use scan::Scan;
+pub use snapshot::Snapshot;
+pub use stat::Stat;
+pub use verify::{VerifyProgress, VerifyReport};

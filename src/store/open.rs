@@ -1,0 +1,394 @@
+//! From a directory to a store: creation, the manifest, recovery, and what a writer tidies up first.
+//!
+//! # Invariants
+//! - Nothing is written before everything that could refuse the open has been looked at.
+//! - What recovery cut is out of every later recovery's sight before the first new commit is written: either nothing
+//!   was cut, or a new manifest names where the cut segments end.
+//! - What recovery believed without proof of a sync is written again and synced before anything is built on it: after a
+//!   failed sync the page cache can show bytes that the disk does not have.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use alight_format::{FeatureFlags, Manifest, SegmentId, Seq, StoreId};
+
+use crate::config::{OPEN_ATTEMPTS, SEGMENT_BYTES_DEFAULT};
+use crate::error::{Error, Result};
+use crate::index::{Run, Version};
+use crate::storage::{AlignedBuf, Caching, DirEntry, OpenMode, Storage, StorageFile, StorageLock, read_exact_at, write_all_at};
+use crate::store::commit::{Tail, Written};
+use crate::store::entropy;
+use crate::store::layout::Layout;
+use crate::store::manifest;
+use crate::store::options::{Create, StoreOptions};
+use crate::store::publish::{index_entry, publish};
+use crate::store::recover::{self, Found, Recovery, TailScan};
+use crate::store::segment::{FIRST_FRAME, Segment, Segments, read_header};
+
+/// A store's parts as recovery found them.
+pub(crate) struct Opened {
+    pub(crate) layout: Layout,
+    pub(crate) manifest: Manifest,
+    pub(crate) version: Version,
+    pub(crate) segments: Arc<Segments>,
+    /// What a writer has besides.
+    pub(crate) writing: Option<Writing>,
+}
+
+/// What only a writer gets.
+pub(crate) struct Writing {
+    pub(crate) lock: Box<dyn StorageLock>,
+    pub(crate) tails: Vec<Tail>,
+    /// Segments whose ends recovery cut: they are out of danger only once a manifest says where they end.
+    pub(crate) cut: Vec<Arc<Segment>>,
+}
+
+/// Opens or makes the store at `path`.
+pub(crate) fn open(path: &Path, options: &StoreOptions) -> Result<Opened> {
+    let layout = Layout::new(path);
+    let storage = &options.storage;
+    match look(&**storage, &layout)? {
+        Place::Store if options.create == Create::New => {
+            return Err(Error::AlreadyExists { path: path.to_path_buf() });
+        }
+        Place::Store => {}
+        Place::Absent | Place::Empty | Place::HalfMade if options.create != Create::Never => {
+            create(&**storage, &layout, options)?;
+        }
+        Place::Absent => {
+            return Err(Error::Io {
+                action: "open",
+                path: path.to_path_buf(),
+                source: io::Error::new(io::ErrorKind::NotFound, "no such directory; create the store first"),
+            });
+        }
+        Place::Empty => return Err(not_a_store(path, "the directory is empty; create the store first")),
+        Place::HalfMade => return Err(not_a_store(path, "its creation was interrupted; create it again")),
+        Place::Foreign(name) => {
+            return Err(not_a_store(path, &format!("it has no MANIFEST, and holds {name}, which is not alight's")));
+        }
+        Place::File => return Err(not_a_store(path, "it is a file, and a store is a directory")),
+    }
+    if options.read_only { open_reading(storage, layout) } else { open_writing(storage, layout, options) }
+}
+
+fn not_a_store(path: &Path, why: &str) -> Error {
+    Error::NotAStore { path: path.to_path_buf(), why: why.to_owned() }
+}
+
+/// What lies at a path.
+enum Place {
+    Absent,
+    Empty,
+    Store,
+    HalfMade,
+    Foreign(String),
+    File,
+}
+
+fn look(storage: &dyn Storage, layout: &Layout) -> Result<Place> {
+    let entries = match storage.list(layout.root()) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Place::Absent),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(Place::File),
+        Err(error) => return Err(Error::io("list", layout.root())(error)),
+    };
+    if entries.is_empty() {
+        return Ok(Place::Empty);
+    }
+    if entries.iter().any(|entry| entry.name == "MANIFEST" && !entry.is_dir) {
+        return Ok(Place::Store);
+    }
+    let ours = ["LOCK", "MANIFEST.tmp", "segments", "index"];
+    if let Some(foreign) = entries.iter().find(|entry| !ours.contains(&entry.name.as_str())) {
+        return Ok(Place::Foreign(foreign.name.clone()));
+    }
+    // A store whose manifest was lost is no half-made one: its segments hold commits.
+    let segments = if entries.iter().any(|entry| entry.name == "segments" && entry.is_dir) {
+        storage.list(&layout.segments()).map_err(Error::io("list", &layout.segments()))?
+    } else {
+        Vec::new()
+    };
+    match segments.first() {
+        Some(segment) => Err(Error::damaged(
+            &layout.manifest(),
+            None,
+            format!("it is missing, but the store has segments ({})", segment.name),
+        )),
+        None => Ok(Place::HalfMade),
+    }
+}
+
+fn create(storage: &dyn Storage, layout: &Layout, options: &StoreOptions) -> Result<()> {
+    let make = |path: &Path| match storage.create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("create", path)(error)),
+        _ => Ok(()),
+    };
+    let root = layout.root();
+    make(root)?;
+    if let Some(parent) = root.parent() {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        storage.sync_dir(parent).map_err(Error::io("sync", parent))?;
+    }
+    let _lock = take_lock(storage, layout)?;
+    make(&layout.segments())?;
+    make(&layout.index())?;
+    let manifest = Manifest {
+        flags: FeatureFlags::default(),
+        store: StoreId(entropy::random_16()),
+        generation: 1,
+        covered: Seq::ZERO,
+        next_segment: SegmentId(1),
+        next_run: alight_format::RunId(1),
+        segments: Vec::new(),
+        runs: Vec::new(),
+        segment_bytes: options.segment_bytes.unwrap_or(SEGMENT_BYTES_DEFAULT),
+    };
+    manifest::write(storage, layout, &manifest)
+}
+
+fn take_lock(storage: &dyn Storage, layout: &Layout) -> Result<Box<dyn StorageLock>> {
+    let path = layout.lock();
+    storage.lock(&path, &holder()).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => Error::Locked {
+            path: layout.root().to_path_buf(),
+            holder: storage
+                .lock_holder(&path)
+                .ok()
+                .map(|holder| holder.trim().to_owned())
+                .filter(|holder| !holder.is_empty())
+                .unwrap_or_else(|| "a process that did not say who it is".to_owned()),
+        },
+        _ => Error::io("lock", &path)(error),
+    })
+}
+
+/// What the lock says about its holder: enough to find the process.
+fn holder() -> String {
+    let name = std::env::args_os().next().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    format!("process {} ({name})", std::process::id())
+}
+
+fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptions) -> Result<Opened> {
+    // Judged before the lock's file is touched: a store of a newer format is refused with nothing written.
+    manifest::read(&**storage, &layout)?;
+    let lock = take_lock(&**storage, &layout)?;
+    let mut manifest = manifest::read(&**storage, &layout)?;
+    if manifest.flags.unknown_read_only() != 0 {
+        return Err(Error::Newer {
+            path: layout.root().to_path_buf(),
+            what: format!("features {:#x} allow reading only", manifest.flags.unknown_read_only()),
+        });
+    }
+    if let Some(bytes) = options.segment_bytes {
+        manifest.segment_bytes = bytes;
+    }
+    let mut loaded = load(storage, &layout, &manifest)?;
+    let (recovery, scans) = loaded.recover()?;
+    let Loaded { segments, mut version, leftovers, .. } = loaded;
+
+    // From here on the store is known to be sound, and is written to.
+    for path in &leftovers {
+        storage.remove(path).map_err(Error::io("remove", path))?;
+    }
+    let mut files = BTreeMap::new();
+    for scan in &scans {
+        let file = segments.file_for_append(&scan.segment)?;
+        files.insert(scan.segment.id, file);
+    }
+    settle(&recovery, &files)?;
+    replay(&mut version, &segments, recovery)?;
+
+    let mut tails = Vec::new();
+    let mut cut = Vec::new();
+    for scan in scans {
+        let segment = scan.segment;
+        let end = *segment.accounting.lock();
+        // A commit that was found but not accepted is litter as well.
+        let refused = scan.end_of_frames > end.end;
+        if scan.litter || refused {
+            segment.seal(end.end);
+            cut.push(segment);
+        } else if let Some(file) = files.remove(&segment.id) {
+            if scan.single {
+                segment.seal(end.end);
+                continue;
+            }
+            tails.push(Tail {
+                segment,
+                file,
+                offset: end.end,
+                previous_digest: end.previous_digest,
+                allocated: scan.len_bytes.max(end.end),
+                single: false,
+            });
+        }
+    }
+    Ok(Opened { layout, manifest, version, segments, writing: Some(Writing { lock, tails, cut }) })
+}
+
+fn open_reading(storage: &Arc<dyn Storage>, layout: Layout) -> Result<Opened> {
+    let mut last_error: Option<String> = None;
+    for attempt in 1.. {
+        let manifest = manifest::read(&**storage, &layout)?;
+        let outcome = load(storage, &layout, &manifest).and_then(|mut loaded| {
+            let (recovery, _) = loaded.recover()?;
+            let Loaded { segments, mut version, .. } = loaded;
+            replay(&mut version, &segments, recovery)?;
+            Ok((segments, version))
+        });
+        match outcome {
+            Ok((segments, version)) => return Ok(Opened { layout, manifest, version, segments, writing: None }),
+            // A writer at work replaces files and appends while this looks: what is missing from one look and there in
+            // the next was never missing. What two looks in a row agree on is so.
+            Err(error) => {
+                let said = error.to_string();
+                if attempt >= OPEN_ATTEMPTS || last_error.as_deref() == Some(&said) {
+                    return Err(error);
+                }
+                last_error = Some(said);
+            }
+        }
+    }
+    unreachable!("the loop above has no other end")
+}
+
+/// What the manifest and the directories say, before any tail is looked at.
+struct Loaded {
+    segments: Arc<Segments>,
+    version: Version,
+    /// Segments whose tails are to be scanned, with whether they hold one commit alone.
+    open: Vec<Arc<Segment>>,
+    /// Files that a crash left behind and no manifest names.
+    leftovers: Vec<std::path::PathBuf>,
+    covered: Seq,
+}
+
+fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Result<Loaded> {
+    let segments =
+        Arc::new(Segments::new(Arc::clone(storage), layout.clone(), manifest.store, manifest.next_segment));
+    let mut open = Vec::new();
+    let mut leftovers = Vec::new();
+
+    let listed = storage.list(&layout.segments()).map_err(Error::io("list", &layout.segments()))?;
+    let mut present: BTreeMap<SegmentId, DirEntry> = BTreeMap::new();
+    for entry in listed {
+        if let Some(id) = SegmentId::from_file_name(&entry.name) {
+            present.insert(id, entry);
+        }
+    }
+    for record in &manifest.segments {
+        let path = layout.segment(record.id);
+        let Some(entry) = present.remove(&record.id) else {
+            return Err(Error::damaged(&path, None, "the segment's file is missing"));
+        };
+        if entry.len_bytes < record.end {
+            let what = format!("the file has {} bytes of {}: it was truncated", entry.len_bytes, record.end);
+            return Err(Error::damaged(&path, entry.len_bytes, what));
+        }
+        let segment = segments.adopt(record);
+        if !record.sealed {
+            open.push(segment);
+        }
+    }
+    for id in present.into_keys() {
+        let path = layout.segment(id);
+        if id < manifest.next_segment {
+            leftovers.push(path);
+            continue;
+        }
+        let file = storage.open(&path, OpenMode::Read).map_err(Error::io("open", &path))?;
+        match read_header(&*file, &path) {
+            Ok(header) if header.store == manifest.store && header.segment == id => {
+                open.push(segments.adopt_found(id, header.salt));
+            }
+            Ok(header) => {
+                let what = format!("it is segment {} of store {}, in another's place", header.segment, header.store);
+                return Err(Error::damaged(&path, 0, what));
+            }
+            Err(error @ Error::Io { .. }) => return Err(error),
+            // Its creation was interrupted, unless something was committed into it.
+            Err(error) => {
+                if recover::holds_a_frame(&*file, &path)? {
+                    return Err(error);
+                }
+                segments.skip(id);
+                leftovers.push(path);
+            }
+        }
+    }
+
+    let mut runs = Vec::with_capacity(manifest.runs.len());
+    for record in &manifest.runs {
+        runs.push(Arc::new(Run::open(&**storage, &layout.run(record.id), manifest.store, record)?));
+    }
+    for entry in storage.list(&layout.index()).map_err(Error::io("list", &layout.index()))? {
+        let named = alight_format::RunId::from_file_name(&entry.name);
+        let known = named.is_some_and(|id| manifest.runs.iter().any(|record| record.id == id));
+        if !known && (named.is_some() || entry.name.ends_with(".idx.tmp")) {
+            leftovers.push(layout.index().join(&entry.name));
+        }
+    }
+    let version = Version { seq: manifest.covered, runs: runs.into(), ..Version::default() };
+    Ok(Loaded { segments, version, open, leftovers, covered: manifest.covered })
+}
+
+impl Loaded {
+    fn recover(&mut self) -> Result<(Recovery, Vec<TailScan>)> {
+        let files = |segment: &Segment| self.segments.file(segment);
+        let mut scans = Vec::with_capacity(self.open.len());
+        for segment in &self.open {
+            scans.push(recover::scan_tail(segment, &*files(segment)?)?);
+        }
+        let recovery = recover::judge(self.covered, &mut scans, &files)?;
+        Ok((recovery, scans))
+    }
+}
+
+/// Makes durable what recovery accepted, so that a new commit may say so. Commits with no proof of a sync are written
+/// again first, the same bytes to the same place.
+fn settle(recovery: &Recovery, files: &BTreeMap<SegmentId, Arc<dyn StorageFile>>) -> Result<()> {
+    let mut touched = BTreeMap::new();
+    for found in &recovery.commits {
+        let segment = &found.segment;
+        let Some(file) = files.get(&segment.id) else { continue };
+        touched.insert(segment.id, (segment, file));
+        if found.prelude.seq > recovery.proven {
+            rewrite(found, &**file)?;
+        }
+    }
+    for (segment, file) in touched.into_values() {
+        file.sync().map_err(Error::io("sync", &segment.path))?;
+    }
+    Ok(())
+}
+
+fn rewrite(found: &Found, file: &dyn StorageFile) -> Result<()> {
+    let path = &found.segment.path;
+    // A payload that was synced before its frame needs no second writing.
+    let end = if found.prelude.payload_synced() { found.payload() } else { found.end() };
+    let mut bytes = AlignedBuf::zeroed((end - found.prelude.offset) as usize);
+    read_exact_at(file, &mut bytes, found.prelude.offset, Caching::Buffered).map_err(Error::io("read", path))?;
+    write_all_at(file, &bytes, found.prelude.offset, Caching::Direct).map_err(Error::io("write", path))
+}
+
+fn replay(version: &mut Version, segments: &Segments, recovery: Recovery) -> Result<()> {
+    for found in recovery.commits {
+        let (end, payload) = (found.end(), found.payload());
+        let Found { segment, prelude, entries, digest } = found;
+        let entries = entries
+            .into_iter()
+            .map(|entry| index_entry(entry, prelude.seq, &segment, prelude.offset, payload))
+            .collect();
+        publish(version, segments, Written { seq: prelude.seq, durable: true, segment, end, digest, entries });
+    }
+    debug_assert_eq!(version.seq, recovery.last);
+    Ok(())
+}
+
+/// Whether a segment holds nothing at all.
+pub(crate) fn is_unused(segment: &Segment) -> bool {
+    segment.accounting.lock().end == FIRST_FRAME
+}

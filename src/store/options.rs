@@ -1,0 +1,155 @@
+//! How a store is opened.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::config;
+use crate::error::{Error, Result};
+use crate::storage::{FileStorage, Storage};
+use crate::store::Store;
+
+/// When a commit counts as done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// A commit returns when it survives power loss. Costs a sync, shared by all commits that wait for one.
+    #[default]
+    Immediate,
+    /// A commit returns when it is written: it survives the end of the process, and power loss only after the next
+    /// sync: an [`Immediate`](Durability::Immediate) commit, [`Store::sync`] or [`Store::close`].
+    Eventual,
+}
+
+/// Who writes the index out when enough has gathered in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Maintenance {
+    /// A thread of the store's own, while commits go on.
+    #[default]
+    Background,
+    /// The commit that made it necessary, before it returns: no thread, and the same calls in the same order every
+    /// time.
+    Inline,
+}
+
+/// Options of a store, and the way to open it with them; made by [`Store::options`].
+#[derive(Debug, Clone)]
+#[must_use = "options open nothing until `open` is called"]
+pub struct StoreOptions {
+    pub(crate) create: Create,
+    pub(crate) read_only: bool,
+    pub(crate) durability: Durability,
+    pub(crate) maintenance: Maintenance,
+    pub(crate) segment_bytes: Option<u64>,
+    pub(crate) overlay_entries_max: usize,
+    pub(crate) storage: Arc<dyn Storage>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Create {
+    Never,
+    IfMissing,
+    New,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            create: Create::Never,
+            read_only: false,
+            durability: Durability::default(),
+            maintenance: Maintenance::default(),
+            segment_bytes: None,
+            overlay_entries_max: config::OVERLAY_ENTRIES_MAX,
+            storage: Arc::new(FileStorage::new()),
+        }
+    }
+}
+
+impl StoreOptions {
+    /// Makes the store when there is none at the path. Off unless asked for.
+    pub fn create(mut self, create: bool) -> Self {
+        self.create = if create { Create::IfMissing } else { Create::Never };
+        self
+    }
+
+    /// Makes the store, and fails when something is at the path already.
+    pub fn create_new(mut self, create_new: bool) -> Self {
+        self.create = if create_new { Create::New } else { Create::Never };
+        self
+    }
+
+    /// Opens for reading only: needs no lock, writes nothing, works beside a live writer and on a read-only file
+    /// system. What is read is the state at the time of opening.
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
+        self
+    }
+
+    /// When a commit counts as done, unless a batch says otherwise. [`Durability::Immediate`] at first.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// Who writes the index out. [`Maintenance::Background`] at first.
+    pub fn maintenance(mut self, maintenance: Maintenance) -> Self {
+        self.maintenance = maintenance;
+        self
+    }
+
+    /// The length of a segment in bytes, 16 KiB to 1 TiB, a multiple of 4096; 256 MiB at first. A commit over a quarter
+    /// of it gets a segment of its own. Of an existing store this changes segments to come.
+    pub fn segment_bytes(mut self, segment_bytes: u64) -> Self {
+        self.segment_bytes = Some(segment_bytes);
+        self
+    }
+
+    /// How many keys gather in memory before the index is written out, at least 1; 32,768 at first. A process that ends
+    /// without [`Store::close`] leaves as many to be read again by the next open.
+    pub fn overlay_entries_max(mut self, entries: usize) -> Self {
+        self.overlay_entries_max = entries;
+        self
+    }
+
+    /// What the store takes for the file system. The real one at first; tests put a fault-injecting twin here.
+    pub fn storage(mut self, storage: Arc<dyn Storage>) -> Self {
+        self.storage = storage;
+        self
+    }
+
+    /// Opens the store at `path`.
+    ///
+    /// Blocks while it reads the manifest and whatever was committed since the manifest was written: nothing after
+    /// [`Store::close`], at most the overlay's worth of frames after a crash. Its cost does not grow with the number of
+    /// keys.
+    ///
+    /// # Errors
+    /// [`Error::NotAStore`] and [`Error::AlreadyExists`] for the wrong path, [`Error::Locked`] while another handle
+    /// writes, [`Error::Newer`] for a format that this build does not know, [`Error::Damaged`] when a commit that was
+    /// durable is missing: then the files are left exactly as they were.
+    pub fn open(self, path: impl AsRef<Path>) -> Result<Store> {
+        self.validate()?;
+        Store::open_with(path.as_ref(), self)
+    }
+
+    fn validate(&self) -> Result<()> {
+        if let Some(bytes) = self.segment_bytes {
+            let range = config::SEGMENT_BYTES_MIN..=config::SEGMENT_BYTES_MAX;
+            if !range.contains(&bytes) || !bytes.is_multiple_of(alight_format::limits::BLOCK_BYTES) {
+                return Err(Error::InvalidOption {
+                    option: "segment_bytes",
+                    why: format!("{bytes} is not a multiple of 4096 from {} to {}", range.start(), range.end()),
+                });
+            }
+        }
+        if self.overlay_entries_max == 0 {
+            return Err(Error::InvalidOption { option: "overlay_entries_max", why: "at least 1 is needed".into() });
+        }
+        if self.read_only && self.create != Create::Never {
+            return Err(Error::InvalidOption {
+                option: "read_only",
+                why: "a store cannot be created and opened read-only at once".into(),
+            });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,182 @@
+//! Answers from a version: finds where values lie, has them read and checked, and hands out views.
+
+use std::io::Write;
+use std::ops::Range;
+use std::sync::Arc;
+
+use alight_format::{Entry, IndexEntry, SegmentId, crc32, limits};
+
+use crate::device::Device;
+use crate::error::{Damage, DisplayKey, Error, Result};
+use crate::index::Version;
+use crate::io::{Extent, ReadPlan, SegmentFile, execute, read_chunks};
+use crate::metrics::Counters;
+use crate::store::core::Core;
+use crate::store::recover::read_frame;
+use crate::tensor::{Key, Tensor, TensorInfo, check_key};
+
+/// What is known of an index entry's value.
+pub(crate) fn info_of(entry: &IndexEntry) -> Result<TensorInfo> {
+    Ok(TensorInfo {
+        key: Key::new(&entry.key)?,
+        dtype: entry.dtype,
+        shape: entry.shape.clone(),
+        len_bytes: entry.length,
+    })
+}
+
+fn extent_of(entry: &IndexEntry) -> Extent {
+    Extent { segment: entry.segment, offset: entry.offset, length: entry.length, crc: entry.crc }
+}
+
+impl Core {
+    /// The entry under a key.
+    pub(crate) fn entry(&self, version: &Version, key: &[u8]) -> Result<Arc<IndexEntry>> {
+        check_key(key)?;
+        version.get(key)?.ok_or_else(|| Error::NotFound(DisplayKey::from(key)))
+    }
+
+    /// Reads the values of `entries` into one arena on `device`.
+    pub(crate) fn read_many(&self, entries: &[Arc<IndexEntry>], device: &Device) -> Result<Vec<Tensor>> {
+        let extents: Vec<Extent> = entries.iter().map(|entry| extent_of(entry)).collect();
+        let plan = ReadPlan::new(&extents, device.is_host());
+        let mut arena = device.allocate(plan.arena_bytes)?;
+        let outcome = execute(&plan, &extents, &|id| self.segment_file(id), &mut arena, &self.counters)?;
+        if let Some(&first) = outcome.damaged.first() {
+            Counters::add(&self.counters.checksum_failures, outcome.damaged.len() as u64);
+            return Err(self.damaged_value(&entries[first]));
+        }
+        Counters::add(&self.counters.gets, entries.len() as u64);
+        Counters::add(&self.counters.bytes_got, extents.iter().map(|extent| extent.length).sum());
+        let arena = Arc::new(arena);
+        entries
+            .iter()
+            .zip(&plan.arena_offsets)
+            .map(|(entry, &offset)| Tensor::from_arena(entry.dtype, &entry.shape, &arena, offset, entry.length))
+            .collect()
+    }
+
+    /// Reads a value into host memory that is long enough.
+    pub(crate) fn read_into(&self, entry: &IndexEntry, destination: &mut [u8]) -> Result<()> {
+        let mut hasher = crc32fast::Hasher::new();
+        self.read_in_order(entry, |at, bytes| {
+            hasher.update(bytes);
+            destination[at as usize..][..bytes.len()].copy_from_slice(bytes);
+            Ok(())
+        })?;
+        if hasher.finalize() != entry.crc {
+            Counters::add(&self.counters.checksum_failures, 1);
+            return Err(self.damaged_value(entry));
+        }
+        self.count_get(entry.length);
+        Ok(())
+    }
+
+    /// Hands a value on chunk by chunk, each verified first.
+    pub(crate) fn read_to_writer(&self, entry: &IndexEntry, out: &mut dyn Write) -> Result<()> {
+        let chunk_crcs = self.chunk_crcs(entry)?;
+        self.read_in_order(entry, |at, bytes| {
+            self.check_chunk(entry, &chunk_crcs, at, bytes)?;
+            out.write_all(bytes).map_err(|source| Error::Io {
+                action: "hand on the value of a key of",
+                path: self.layout.root().to_path_buf(),
+                source,
+            })
+        })?;
+        self.count_get(entry.length);
+        Ok(())
+    }
+
+    /// Reads the chunks that a range touches, verified, and keeps the range.
+    pub(crate) fn read_range(&self, entry: &IndexEntry, range: Range<u64>) -> Result<Vec<u8>> {
+        let chunk_crcs = self.chunk_crcs(entry)?;
+        let mut bytes = Vec::with_capacity((range.end - range.start) as usize);
+        if range.is_empty() {
+            return Ok(bytes);
+        }
+        let chunks = range.start / limits::CHUNK_BYTES * limits::CHUNK_BYTES
+            ..range.end.next_multiple_of(limits::CHUNK_BYTES).min(entry.length);
+        let file = self.segment_file(entry.segment)?;
+        read_chunks(&file, &extent_of(entry), chunks, &self.counters, |at, chunk| {
+            self.check_chunk(entry, &chunk_crcs, at, chunk)?;
+            let from = range.start.max(at) - at;
+            let to = range.end.min(at + chunk.len() as u64) - at;
+            bytes.extend_from_slice(&chunk[from as usize..to as usize]);
+            Ok(())
+        })?;
+        self.count_get(bytes.len() as u64);
+        Ok(bytes)
+    }
+
+    /// The entry as the commit that put the value wrote it.
+    pub(crate) fn frame_entry(&self, entry: &IndexEntry) -> Result<Entry> {
+        let (segment, file) = self.segments.file_of(entry.segment)?;
+        let len_bytes = file.facts().map_err(Error::io("measure", &segment.path))?.len_bytes;
+        let damaged = |what: &str| {
+            Error::Damaged(Damage {
+                path: segment.path.clone(),
+                offset: Some(entry.frame_offset),
+                key: Some(DisplayKey(entry.key.clone())),
+                what: what.to_owned(),
+            })
+        };
+        let frame = read_frame(&segment, &*file, entry.frame_offset, len_bytes)?
+            .ok_or_else(|| damaged("the frame of the commit that put it is broken"))?;
+        let payload = frame.payload();
+        frame
+            .entries
+            .into_iter()
+            .find(|found| found.is_put() && payload + found.offset == entry.offset && found.crc == entry.crc)
+            .ok_or_else(|| damaged("the frame that the index names does not hold it"))
+    }
+
+    /// The checksums of a value's chunks: the value's own where it is one chunk.
+    fn chunk_crcs(&self, entry: &IndexEntry) -> Result<Vec<u32>> {
+        if limits::chunk_count(entry.length) == 0 { Ok(vec![entry.crc]) } else { Ok(self.frame_entry(entry)?.chunk_crcs) }
+    }
+
+    fn check_chunk(&self, entry: &IndexEntry, chunk_crcs: &[u32], at: u64, bytes: &[u8]) -> Result<()> {
+        if chunk_crcs.get((at / limits::CHUNK_BYTES) as usize) == Some(&crc32(bytes)) {
+            return Ok(());
+        }
+        Counters::add(&self.counters.checksum_failures, 1);
+        Err(self.damaged_value(entry))
+    }
+
+    fn read_in_order(&self, entry: &IndexEntry, hand_on: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+        let file = self.segment_file(entry.segment)?;
+        read_chunks(&file, &extent_of(entry), 0..entry.length, &self.counters, hand_on)
+    }
+
+    fn segment_file(&self, id: SegmentId) -> Result<SegmentFile> {
+        let (segment, file) = self.segments.file_of(id)?;
+        Ok(SegmentFile { file, path: Arc::new(segment.path.clone()) })
+    }
+
+    pub(crate) fn damaged_value(&self, entry: &IndexEntry) -> Error {
+        Error::Damaged(Damage {
+            path: self.layout.segment(entry.segment),
+            offset: Some(entry.offset),
+            key: Some(DisplayKey(entry.key.clone())),
+            what: format!("{} bytes do not have the checksum they were put with", entry.length),
+        })
+    }
+
+    fn count_get(&self, bytes: u64) {
+        Counters::add(&self.counters.gets, 1);
+        Counters::add(&self.counters.bytes_got, bytes);
+    }
+}
+
+/// Refuses a range that a value does not have.
+pub(crate) fn check_range(entry: &IndexEntry, range: &Range<u64>) -> Result<()> {
+    if range.start > range.end || range.end > entry.length {
+        return Err(Error::RangeOutOfBounds {
+            key: DisplayKey(entry.key.clone()),
+            start: range.start,
+            end: range.end,
+            len_bytes: entry.length,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! A view of the store as it was at one moment.
+
+use std::fmt;
+use std::io::Write;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::device::Device;
+use crate::error::{DisplayKey, Error, Result};
+use crate::index::Version;
+use crate::store::Store;
+use crate::store::read::{check_range, info_of};
+use crate::store::scan::Scan;
+use crate::tensor::{Tensor, TensorInfo, check_key};
+use alight_format::Dtype;
+
+/// The store as it was when the snapshot was taken: commits that came later are not in it.
+///
+/// Cloning it is cheap; it may be used from any number of threads, and keeps the store open. What it shows takes up disk
+/// space for as long as it lives.
+#[derive(Clone)]
+pub struct Snapshot {
+    store: Store,
+    version: Arc<Version>,
+}
+
+impl Snapshot {
+    pub(crate) fn new(store: Store, version: Arc<Version>) -> Self {
+        Self { store, version }
+    }
+
+    pub(crate) fn version(&self) -> &Version {
+        &self.version
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// As [`Store::get`].
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    pub fn get(&self, key: impl AsRef<[u8]>, device: &Device) -> Result<Tensor> {
+        let mut tensors = self.get_many([key], device)?;
+        Ok(tensors.pop().expect("one key makes one tensor"))
+    }
+
+    /// As [`Store::get_many`].
+    ///
+    /// # Errors
+    /// As [`Store::get_many`].
+    pub fn get_many<K: AsRef<[u8]>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+        device: &Device,
+    ) -> Result<Vec<Tensor>> {
+        let core = self.store.core()?;
+        let entries =
+            keys.into_iter().map(|key| core.entry(&self.version, key.as_ref())).collect::<Result<Vec<_>>>()?;
+        core.read_many(&entries, device)
+    }
+
+    /// As [`Store::get_into`].
+    ///
+    /// # Errors
+    /// As [`Store::get_into`].
+    pub fn get_into(&self, key: impl AsRef<[u8]>, destination: &mut [u8]) -> Result<TensorInfo> {
+        let core = self.store.core()?;
+        let entry = core.entry(&self.version, key.as_ref())?;
+        let available = destination.len() as u64;
+        if entry.length > available {
+            let key = DisplayKey::from(key.as_ref());
+            return Err(Error::DestinationTooSmall { key, needed: entry.length, available });
+        }
+        core.read_into(&entry, destination)?;
+        info_of(&entry)
+    }
+
+    /// As [`Store::get_range`].
+    ///
+    /// # Errors
+    /// As [`Store::get_range`].
+    pub fn get_range(&self, key: impl AsRef<[u8]>, range: Range<u64>, device: &Device) -> Result<Tensor> {
+        let core = self.store.core()?;
+        let entry = core.entry(&self.version, key.as_ref())?;
+        check_range(&entry, &range)?;
+        let bytes = core.read_range(&entry, range)?;
+        Tensor::from_host(Dtype::U8, &[bytes.len() as u64], &bytes, device)
+    }
+
+    /// As [`Store::get_to_writer`].
+    ///
+    /// # Errors
+    /// As [`Store::get_to_writer`].
+    pub fn get_to_writer(&self, key: impl AsRef<[u8]>, out: &mut dyn Write) -> Result<TensorInfo> {
+        let core = self.store.core()?;
+        let entry = core.entry(&self.version, key.as_ref())?;
+        core.read_to_writer(&entry, out)?;
+        info_of(&entry)
+    }
+
+    /// As [`Store::info`].
+    ///
+    /// # Errors
+    /// As [`Store::info`].
+    pub fn info(&self, key: impl AsRef<[u8]>) -> Result<Option<TensorInfo>> {
+        self.store.core()?;
+        check_key(key.as_ref())?;
+        self.version.get(key.as_ref())?.map(|entry| info_of(&entry)).transpose()
+    }
+
+    /// As [`Store::attributes`].
+    ///
+    /// # Errors
+    /// As [`Store::attributes`].
+    pub fn attributes(&self, key: impl AsRef<[u8]>) -> Result<Vec<(String, Vec<u8>)>> {
+        let core = self.store.core()?;
+        let entry = core.entry(&self.version, key.as_ref())?;
+        if entry.has_attributes { Ok(core.frame_entry(&entry)?.attributes) } else { Ok(Vec::new()) }
+    }
+
+    /// As [`Store::contains`].
+    ///
+    /// # Errors
+    /// As [`Store::contains`].
+    pub fn contains(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.store.core()?;
+        check_key(key.as_ref())?;
+        Ok(self.version.get(key.as_ref())?.is_some())
+    }
+
+    /// As [`Store::scan`].
+    pub fn scan(&self, prefix: impl AsRef<[u8]>) -> Scan {
+        Scan::new(self.clone(), prefix.as_ref())
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Snapshot({} at commit {})", self.store.path().display(), self.version.seq)
+    }
+}
