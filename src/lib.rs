@@ -43,10 +43,10 @@ mod store;
 mod tensor;
 
 pub use alight_format::{Dtype, FeatureFlags, StoreId, limits};
-pub use device::{Device, DeviceBuffer};
+pub use device::{Device, DeviceBuffer, DeviceMemory};
 pub use error::{Damage, DisplayKey, Error, Result};
 pub use metrics::Metrics;
 pub use store::{
     Batch, Durability, Maintenance, Scan, Snapshot, Stat, Store, StoreOptions, VerifyProgress, VerifyReport,
 };
-pub use tensor::{Key, Tensor, TensorInfo, TensorRef};
+pub use tensor::{Key, ReadAt, Tensor, TensorInfo, TensorRef};

@@ -157,6 +157,7 @@ impl fmt::Debug for Tensor {
 pub struct TensorRef<'a> {
     dtype: Dtype,
     shape: Vec<u64>,
+    len_bytes: u64,
     source: Source<'a>,
 }
 
@@ -167,6 +168,23 @@ pub(crate) enum Source<'a> {
     Host(&'a [u8]),
     /// In a GPU's memory.
     Device(&'a Tensor),
+    /// Wherever the reader takes them from, from this offset on.
+    Reader(&'a dyn ReadAt, u64),
+}
+
+/// Bytes that can be read at any place: a file, mostly. A value that is put from one is never in memory as a whole.
+pub trait ReadAt {
+    /// Fills `buf` with the bytes from `offset` on; fewer are an error (`UnexpectedEof`).
+    ///
+    /// # Errors
+    /// Whatever the source says; it ends the commit, of which nothing is stored then.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()>;
+}
+
+impl ReadAt for std::fs::File {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(self, buf, offset)
+    }
 }
 
 impl<'a> TensorRef<'a> {
@@ -177,7 +195,17 @@ impl<'a> TensorRef<'a> {
     /// number of bytes.
     pub fn new(dtype: Dtype, shape: &[u64], bytes: &'a [u8]) -> Result<TensorRef<'a>> {
         check_shape(dtype, shape, bytes.len() as u64)?;
-        Ok(TensorRef { dtype, shape: shape.to_vec(), source: Source::Host(bytes) })
+        Ok(TensorRef { dtype, shape: shape.to_vec(), len_bytes: bytes.len() as u64, source: Source::Host(bytes) })
+    }
+
+    /// Bytes that are read while they are put, from `offset` of `reader` on: as many as the dtype and the shape make.
+    ///
+    /// # Errors
+    /// As [`new`](TensorRef::new), where dtype and shape make no number of bytes.
+    pub fn from_reader(dtype: Dtype, shape: &[u64], reader: &'a dyn ReadAt, offset: u64) -> Result<TensorRef<'a>> {
+        let len_bytes = dtype.byte_len(shape).unwrap_or(0);
+        check_shape(dtype, shape, len_bytes)?;
+        Ok(TensorRef { dtype, shape: shape.to_vec(), len_bytes, source: Source::Reader(reader, offset) })
     }
 
     /// The type of the elements.
@@ -192,14 +220,26 @@ impl<'a> TensorRef<'a> {
 
     /// The length in bytes.
     pub fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    /// Copies some of the bytes into host memory, from wherever they are. Blocks.
+    pub(crate) fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         match self.source {
-            Source::Host(bytes) => bytes.len() as u64,
-            Source::Device(tensor) => tensor.len_bytes(),
+            Source::Host(bytes) => {
+                buf.copy_from_slice(&bytes[offset as usize..][..buf.len()]);
+                Ok(())
+            }
+            Source::Device(tensor) => tensor.buffer().copy_to_host(tensor.range().start + offset, buf),
+            Source::Reader(reader, start) => {
+                reader.read_exact_at(buf, start + offset).map_err(|source| Error::Source { source })
+            }
         }
     }
 
     /// Where the bytes are. A tensor on the host counts as host memory.
-    pub(crate) fn source(&self) -> Source<'a> {
+    #[cfg(test)]
+    fn source(&self) -> Source<'a> {
         self.source
     }
 }
@@ -210,13 +250,15 @@ impl fmt::Debug for TensorRef<'_> {
         match self.source {
             Source::Host(_) => f.write_str(" on host)"),
             Source::Device(tensor) => write!(f, " on {})", tensor.device()),
+            Source::Reader(..) => f.write_str(" to be read)"),
         }
     }
 }
 
 impl<'a> From<&'a [u8]> for TensorRef<'a> {
     fn from(bytes: &'a [u8]) -> Self {
-        TensorRef { dtype: Dtype::U8, shape: vec![bytes.len() as u64], source: Source::Host(bytes) }
+        let len_bytes = bytes.len() as u64;
+        TensorRef { dtype: Dtype::U8, shape: vec![len_bytes], len_bytes, source: Source::Host(bytes) }
     }
 }
 
@@ -238,7 +280,7 @@ impl<'a> From<&'a Tensor> for TensorRef<'a> {
             Some(bytes) => Source::Host(bytes),
             None => Source::Device(tensor),
         };
-        TensorRef { dtype: tensor.dtype, shape: tensor.shape.to_vec(), source }
+        TensorRef { dtype: tensor.dtype, shape: tensor.shape.to_vec(), len_bytes: tensor.len_bytes, source }
     }
 }
 

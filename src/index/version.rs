@@ -13,7 +13,7 @@ use crate::index::run::Run;
 pub(crate) type Overlay = imbl::OrdMap<Arc<[u8]>, Arc<IndexEntry>>;
 
 /// A state of the index. Cloning shares all its parts.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Version {
     /// Every commit up to this one is in here, and none after it.
     pub(crate) seq: Seq,
@@ -26,6 +26,11 @@ pub(crate) struct Version {
 }
 
 impl Version {
+    /// What the runs alone hold: every commit up to `seq`.
+    pub(crate) fn of_runs(seq: Seq, runs: Vec<Arc<Run>>) -> Self {
+        Self { seq, overlay: Overlay::default(), frozen: Overlay::default(), runs: runs.into() }
+    }
+
     /// The latest entry of a key: a put, a delete, or nothing at all. Reads at most one block of each run.
     pub(crate) fn lookup(&self, key: &[u8]) -> Result<Option<Arc<IndexEntry>>> {
         if let Some(entry) = self.overlay.get(key).or_else(|| self.frozen.get(key)) {

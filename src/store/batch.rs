@@ -116,6 +116,8 @@ impl<'a> Batch<'a> {
     /// reading a tensor from its device says.
     pub fn commit(self) -> Result<()> {
         let core = self.store.core()?;
+        let _passing = core.gate.read();
+        core.check_open()?;
         // The last change of a key counts, in the place of its last mention.
         let mut last: HashMap<&[u8], usize> = HashMap::with_capacity(self.changes.len());
         for (index, change) in self.changes.iter().enumerate() {

@@ -322,7 +322,7 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Res
             leftovers.push(layout.index().join(&entry.name));
         }
     }
-    let version = Version { seq: manifest.covered, runs: runs.into(), ..Version::default() };
+    let version = Version::of_runs(manifest.covered, runs);
     Ok(Loaded { segments, version, open, leftovers, covered: manifest.covered })
 }
 
