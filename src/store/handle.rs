@@ -83,15 +83,18 @@ impl Store {
         let committer = Committer::new(
             Arc::clone(&opened.segments),
             opened.manifest.segment_bytes,
+            opened.manifest.generation,
             opened.version.seq,
             writing.tails,
         );
         let writer = Writer::new(committer, opened.manifest, &options, writing.lock);
         let has_thread = writer.has_thread();
         let core = Arc::new(Core::new(opened.layout, &options, opened.segments, opened.version, Some(writer)));
-        if !writing.cut.is_empty() {
+        if !writing.cut.is_empty() || writing.distrusted {
             core.forget_cut_tails(&writing.cut)?;
         }
+        // What no manifest names any more. One that could still come back after a power cut would, by now, not.
+        core.remove_leftovers(&writing.leftovers)?;
         let thread = if has_thread {
             let core = Arc::clone(&core);
             let named = std::thread::Builder::new().name("alight-index".into());

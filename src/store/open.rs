@@ -4,8 +4,8 @@
 //! - Nothing is written before everything that could refuse the open has been looked at.
 //! - What recovery cut is out of every later recovery's sight before the first new commit is written: either nothing
 //!   was cut, or a new manifest names where the cut segments end.
-//! - What recovery believed without proof of a sync is written again and synced before anything is built on it: after a
-//!   failed sync the page cache can show bytes that the disk does not have.
+//! - What recovery believed is synced before anything is built on it. Nothing is ever written over: a power cut could
+//!   break what was whole.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,8 +17,9 @@ use alight_format::{Manifest, SegmentId, Seq, StoreId};
 use crate::config::{OPEN_ATTEMPTS, SEGMENT_BYTES_DEFAULT};
 use crate::error::{Error, Result};
 use crate::index::{Run, Version};
-use crate::storage::{AlignedBuf, Caching, DirEntry, OpenMode, Storage, StorageFile, StorageLock, read_exact_at, write_all_at};
+use crate::storage::{DirEntry, OpenMode, Storage, StorageFile, StorageLock};
 use crate::store::commit::{Tail, Written};
+use crate::store::distrust;
 use crate::store::entropy;
 use crate::store::layout::Layout;
 use crate::store::manifest;
@@ -43,6 +44,10 @@ pub(crate) struct Writing {
     pub(crate) tails: Vec<Tail>,
     /// Segments whose ends recovery cut: they are out of danger only once a manifest says where they end.
     pub(crate) cut: Vec<Arc<Segment>>,
+    /// Files that a crash left behind and no manifest names.
+    pub(crate) leftovers: Vec<std::path::PathBuf>,
+    /// Whether a failed sync left word: it counts until the next manifest.
+    pub(crate) distrusted: bool,
 }
 
 /// Opens or makes the store at `path`.
@@ -101,7 +106,7 @@ fn look(storage: &dyn Storage, layout: &Layout) -> Result<Place> {
     if entries.iter().any(|entry| entry.name == "MANIFEST" && !entry.is_dir) {
         return Ok(Place::Store);
     }
-    let ours = ["LOCK", "MANIFEST.tmp", "segments", "index"];
+    let ours = ["LOCK", "MANIFEST.tmp", "DISTRUST", "segments", "index"];
     if let Some(foreign) = entries.iter().find(|entry| !ours.contains(&entry.name.as_str())) {
         return Ok(Place::Foreign(foreign.name.clone()));
     }
@@ -178,12 +183,9 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     }
     let mut loaded = load(storage, &layout, &manifest)?;
     let (recovery, scans) = loaded.recover()?;
-    let Loaded { segments, mut version, leftovers, .. } = loaded;
+    let Loaded { segments, mut version, leftovers, trusted, .. } = loaded;
 
     // From here on the store is known to be sound, and is written to.
-    for path in &leftovers {
-        storage.remove(path).map_err(Error::io("remove", path))?;
-    }
     let mut files = BTreeMap::new();
     for scan in &scans {
         let file = segments.file_for_append(&scan.segment)?;
@@ -217,7 +219,7 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
             });
         }
     }
-    Ok(Opened { layout, manifest, version, segments, writing: Some(Writing { lock, tails, cut }) })
+    Ok(Opened { layout, manifest, version, segments, writing: Some(Writing { lock, tails, cut, leftovers, distrusted: trusted.is_some() }) })
 }
 
 fn open_reading(storage: &Arc<dyn Storage>, layout: Layout) -> Result<Opened> {
@@ -255,6 +257,8 @@ struct Loaded {
     /// Files that a crash left behind and no manifest names.
     leftovers: Vec<std::path::PathBuf>,
     covered: Seq,
+    /// The last commit to believe, where a failed sync left word.
+    trusted: Option<Seq>,
 }
 
 fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Result<Loaded> {
@@ -323,7 +327,8 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Res
         }
     }
     let version = Version::of_runs(manifest.covered, runs);
-    Ok(Loaded { segments, version, open, leftovers, covered: manifest.covered })
+    let trusted = distrust::read(&**storage, layout, manifest.generation)?;
+    Ok(Loaded { segments, version, open, leftovers, covered: manifest.covered, trusted })
 }
 
 impl Loaded {
@@ -333,36 +338,23 @@ impl Loaded {
         for segment in &self.open {
             scans.push(recover::scan_tail(segment, &*files(segment)?)?);
         }
-        let recovery = recover::judge(self.covered, &mut scans, &files)?;
+        let recovery = recover::judge(self.covered, self.trusted, &mut scans, &files)?;
         Ok((recovery, scans))
     }
 }
 
-/// Makes durable what recovery accepted, so that a new commit may say so. Commits with no proof of a sync are written
-/// again first, the same bytes to the same place.
+/// Makes durable what recovery accepted, so that a new commit may say so.
 fn settle(recovery: &Recovery, files: &BTreeMap<SegmentId, Arc<dyn StorageFile>>) -> Result<()> {
     let mut touched = BTreeMap::new();
     for found in &recovery.commits {
         let segment = &found.segment;
         let Some(file) = files.get(&segment.id) else { continue };
         touched.insert(segment.id, (segment, file));
-        if found.prelude.seq > recovery.proven {
-            rewrite(found, &**file)?;
-        }
     }
     for (segment, file) in touched.into_values() {
         file.sync().map_err(Error::io("sync", &segment.path))?;
     }
     Ok(())
-}
-
-fn rewrite(found: &Found, file: &dyn StorageFile) -> Result<()> {
-    let path = &found.segment.path;
-    // A payload that was synced before its frame needs no second writing.
-    let end = if found.payload_synced() { found.payload() } else { found.end() };
-    let mut bytes = AlignedBuf::zeroed((end - found.prelude.offset) as usize);
-    read_exact_at(file, &mut bytes, found.prelude.offset, Caching::Buffered).map_err(Error::io("read", path))?;
-    write_all_at(file, &bytes, found.prelude.offset, Caching::Direct).map_err(Error::io("write", path))
 }
 
 fn replay(version: &mut Version, segments: &Segments, recovery: Recovery) {

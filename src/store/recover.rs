@@ -217,18 +217,24 @@ pub(crate) struct Recovery {
     /// The accepted commits, in order.
     pub(crate) commits: Vec<Found>,
     pub(crate) last: Seq,
-    /// Up to here a sync is known to have reached; later commits are believed because they are whole.
-    pub(crate) proven: Seq,
 }
 
-/// Orders what the tails hold and decides what of it to accept.
-pub(crate) fn judge(covered: Seq, scans: &mut [TailScan], files: &Files<'_>) -> Result<Recovery> {
+/// Orders what the tails hold and decides what of it to accept; nothing after `trusted`, where that is given.
+pub(crate) fn judge(
+    covered: Seq,
+    trusted: Option<Seq>,
+    scans: &mut [TailScan],
+    files: &Files<'_>,
+) -> Result<Recovery> {
     let proven = scans.iter().map(|scan| scan.synced_through).fold(covered, Seq::max);
     let mut evidence = BTreeMap::new();
     let mut by_seq: BTreeMap<Seq, Found> = BTreeMap::new();
     for scan in scans.iter_mut() {
         for found in scan.frames.drain(..) {
             let seq = found.prelude.seq;
+            if trusted.is_some_and(|trusted| seq > trusted.max(proven)) {
+                continue;
+            }
             let believed = seq <= proven
                 || found.payload_synced()
                 || payload_is_whole(&found, &*files(&found.segment)?)?;
@@ -247,7 +253,7 @@ pub(crate) fn judge(covered: Seq, scans: &mut [TailScan], files: &Files<'_>) -> 
         Verdict::Damaged(missing) => Err(damage(missing, proven, &by_seq, scans)),
         Verdict::Accept(last) => {
             by_seq.split_off(&last.next());
-            Ok(Recovery { commits: by_seq.into_values().collect(), last, proven })
+            Ok(Recovery { commits: by_seq.into_values().collect(), last })
         }
     }
 }
