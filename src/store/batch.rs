@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use alight_format::{EncodedBody, Entry, EntryKind, IndexEntry, SegmentId, Seq, limits};
 
-use crate::config::SMALL_COMMIT_BYTES_MAX;
 use crate::error::{Error, Result};
 use crate::io::{Blob, PayloadStream, lay_out, pump};
 use crate::metrics::Counters;
@@ -150,7 +149,7 @@ fn commit(core: &Core, changes: Vec<Change<'_>>, durability: Durability) -> Resu
     let frame_len = encode(core, &entries)?.frame_len();
     let total = frame_len + payload_len;
 
-    let seq = if payload_len <= SMALL_COMMIT_BYTES_MAX && writer.committer.shares_a_segment(total) {
+    let seq = if payload_len <= core.small_commit_bytes_max && writer.committer.shares_a_segment(total) {
         let mut bytes = AlignedBuf::zeroed(total as usize);
         let mut stream = PayloadStream::new(&mut blobs);
         stream.fill(&mut bytes[frame_len as usize..])?;

@@ -27,6 +27,7 @@ pub(crate) struct Core {
     pub(crate) segments: Arc<Segments>,
     pub(crate) counters: Counters,
     pub(crate) durability: Durability,
+    pub(crate) small_commit_bytes_max: u64,
     pub(crate) closed: AtomicBool,
     /// Shared by commits in flight; taken alone by whoever closes the store, so that it waits for them.
     pub(crate) gate: RwLock<()>,
@@ -73,6 +74,7 @@ impl Core {
             segments,
             counters: Counters::default(),
             durability: options.durability,
+            small_commit_bytes_max: options.small_commit_bytes_max,
             closed: AtomicBool::new(false),
             gate: RwLock::default(),
             version: RwLock::new(Arc::new(version)),

@@ -299,6 +299,22 @@ impl Store {
     }
 }
 
+#[doc(hidden)]
+impl Store {
+    /// Leaves the store as a killed process would: nothing is settled, and the lock is let go. For tests.
+    pub fn abandon(self) {
+        self.open.core.closed.store(true, Ordering::Release);
+        if let Ok(writer) = self.open.core.writer() {
+            writer.wanted.lock().shutdown = true;
+            writer.signal.notify_all();
+            if let Some(thread) = self.open.thread.lock().take() {
+                let _ = thread.join();
+            }
+            drop(writer.lock.lock().take());
+        }
+    }
+}
+
 impl Open {
     fn shut(&self) -> Result<()> {
         let Ok(writer) = self.core.writer() else { return Ok(()) };

@@ -183,13 +183,16 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     }
     let mut loaded = load(storage, &layout, &manifest)?;
     let (recovery, scans) = loaded.recover()?;
-    let Loaded { segments, mut version, leftovers, trusted, .. } = loaded;
+    let Loaded { segments, mut version, leftovers, trusted, found, .. } = loaded;
 
     // From here on the store is known to be sound, and is written to.
     let mut files = BTreeMap::new();
     for scan in &scans {
         let file = segments.file_for_append(&scan.segment)?;
         files.insert(scan.segment.id, file);
+    }
+    if !leftovers.is_empty() || !found.is_empty() {
+        settle_names(&**storage, &layout, &found, &files)?;
     }
     settle(&recovery, &files)?;
     replay(&mut version, &segments, recovery);
@@ -256,6 +259,8 @@ struct Loaded {
     open: Vec<Arc<Segment>>,
     /// Files that a crash left behind and no manifest names.
     leftovers: Vec<std::path::PathBuf>,
+    /// Segments that the manifest does not name yet.
+    found: Vec<SegmentId>,
     covered: Seq,
     /// The last commit to believe, where a failed sync left word.
     trusted: Option<Seq>,
@@ -266,6 +271,7 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Res
         Arc::new(Segments::new(Arc::clone(storage), layout.clone(), manifest.store, manifest.next_segment));
     let mut open = Vec::new();
     let mut leftovers = Vec::new();
+    let mut found = Vec::new();
 
     let listed = storage.list(&layout.segments()).map_err(Error::io("list", &layout.segments()))?;
     let mut present: BTreeMap<SegmentId, DirEntry> = BTreeMap::new();
@@ -298,6 +304,7 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Res
         match read_header(&*file, &path) {
             Ok(header) if header.store == manifest.store && header.segment == id => {
                 open.push(segments.adopt_found(id, header.salt));
+                found.push(id);
             }
             Ok(header) => {
                 let what = format!("it is segment {} of store {}, in another's place", header.segment, header.store);
@@ -328,7 +335,7 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Res
     }
     let version = Version::of_runs(manifest.covered, runs);
     let trusted = distrust::read(&**storage, layout, manifest.generation)?;
-    Ok(Loaded { segments, version, open, leftovers, covered: manifest.covered, trusted })
+    Ok(Loaded { segments, version, open, leftovers, found, covered: manifest.covered, trusted })
 }
 
 impl Loaded {
@@ -341,6 +348,25 @@ impl Loaded {
         let recovery = recover::judge(self.covered, self.trusted, &mut scans, &files)?;
         Ok((recovery, scans))
     }
+}
+
+/// Makes the names in the store's directories durable, where a process that was killed may not have come to it: what the
+/// manifest names must not be taken away, and nothing be written into a file whose name could be lost, before that.
+fn settle_names(
+    storage: &dyn Storage,
+    layout: &Layout,
+    found: &[SegmentId],
+    files: &BTreeMap<SegmentId, Arc<dyn StorageFile>>,
+) -> Result<()> {
+    for id in found {
+        if let Some(file) = files.get(id) {
+            file.sync().map_err(Error::io("sync", &layout.segment(*id)))?;
+        }
+    }
+    for directory in [layout.root().to_path_buf(), layout.segments(), layout.index()] {
+        storage.sync_dir(&directory).map_err(Error::io("sync", &directory))?;
+    }
+    Ok(())
 }
 
 /// Makes durable what recovery accepted, so that a new commit may say so.
