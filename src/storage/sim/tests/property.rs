@@ -187,9 +187,11 @@ proptest! {
         let walker = trace.walk_to(trace.len());
         for choice in walker.choices().into_iter().chain((0..30).map(Choice::Random)) {
             let state = walker.materialize(&choice);
+            state.disk.state.lock().live.image.files.values().for_each(content::Content::assert_invariants);
             let checked = model.check(&state, has_noise(&choice, &walker));
             prop_assert!(checked.is_ok(), "{}\n{}", checked.unwrap_err(), walker.explain(&choice));
         }
+        sim.disk.state.lock().live.image.files.values().for_each(content::Content::assert_invariants);
         // Everything kept is what the store saw.
         prop_assert_eq!(walker.materialize(&Choice::All).fingerprint(), sim.fingerprint());
         // And everything kept, change by change, is the same as taking it over whole.
