@@ -6,10 +6,12 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
-use super::Device;
+use super::cuda::{Copies, CudaMemory};
 use super::host::HostMemory;
-use crate::error::{Error, Result};
+use super::{Device, check_range};
+use crate::error::Result;
 
 /// Memory on one device, freed on drop.
 ///
@@ -24,6 +26,8 @@ pub struct DeviceBuffer {
 /// Where the bytes are.
 pub(super) enum Memory {
     Host(HostMemory),
+    /// Shared with the copies that are in flight.
+    Cuda(Arc<CudaMemory>),
 }
 
 impl DeviceBuffer {
@@ -35,6 +39,7 @@ impl DeviceBuffer {
     pub fn len_bytes(&self) -> u64 {
         match &self.memory {
             Memory::Host(memory) => memory.len() as u64,
+            Memory::Cuda(memory) => memory.len_bytes(),
         }
     }
 
@@ -50,6 +55,7 @@ impl DeviceBuffer {
     pub fn device_ptr(&self) -> Option<u64> {
         match &self.memory {
             Memory::Host(_) => None,
+            Memory::Cuda(memory) => Some(memory.address()),
         }
     }
 
@@ -57,6 +63,7 @@ impl DeviceBuffer {
     pub fn as_host(&self) -> Option<&[u8]> {
         match &self.memory {
             Memory::Host(memory) => Some(memory.bytes()),
+            Memory::Cuda(_) => None,
         }
     }
 
@@ -64,6 +71,7 @@ impl DeviceBuffer {
     pub fn as_host_mut(&mut self) -> Option<&mut [u8]> {
         match &mut self.memory {
             Memory::Host(memory) => Some(memory.bytes_mut()),
+            Memory::Cuda(_) => None,
         }
     }
 
@@ -72,6 +80,7 @@ impl DeviceBuffer {
     pub(crate) fn as_host_pages_mut(&mut self) -> Option<&mut [u8]> {
         match &mut self.memory {
             Memory::Host(memory) => Some(memory.pages_mut()),
+            Memory::Cuda(_) => None,
         }
     }
 
@@ -81,14 +90,16 @@ impl DeviceBuffer {
     /// the bus's speed. It needs no slot of the pinned ring, so it never waits for a transfer.
     ///
     /// # Errors
-    /// [`Error::Device`] where the range reaches past the end (nothing was copied) or the driver failed.
+    /// [`Error::Device`](crate::Error::Device) where the range reaches past the end (nothing was copied) or the driver failed.
     pub fn copy_from_host(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let range = self.check_range("copy from host memory", offset, bytes.len() as u64)?;
+        let range = check_range(&self.device, "copy from host memory", offset, bytes.len() as u64, self.len_bytes())?;
         match &mut self.memory {
             Memory::Host(memory) => {
                 memory.bytes_mut()[to_host_range(range)].copy_from_slice(bytes);
                 Ok(())
             }
+            Memory::Cuda(_) if bytes.is_empty() => Ok(()),
+            Memory::Cuda(memory) => Copies::new(memory)?.write(offset, bytes),
         }
     }
 
@@ -97,26 +108,25 @@ impl DeviceBuffer {
     /// Its cost on a GPU is that of [`copy_from_host`](Self::copy_from_host).
     ///
     /// # Errors
-    /// [`Error::Device`] where the range reaches past the end (nothing was copied) or the driver failed.
+    /// [`Error::Device`](crate::Error::Device) where the range reaches past the end (nothing was copied) or the driver failed.
     pub fn copy_to_host(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
-        let range = self.check_range("copy to host memory", offset, bytes.len() as u64)?;
+        let range = check_range(&self.device, "copy to host memory", offset, bytes.len() as u64, self.len_bytes())?;
         match &self.memory {
             Memory::Host(memory) => {
                 bytes.copy_from_slice(&memory.bytes()[to_host_range(range)]);
                 Ok(())
             }
+            Memory::Cuda(_) if bytes.is_empty() => Ok(()),
+            Memory::Cuda(memory) => Copies::new(memory)?.read(offset, bytes),
         }
     }
 
-    /// The range, if all of it lies inside the buffer.
-    pub(super) fn check_range(&self, action: &'static str, offset: u64, len: u64) -> Result<Range<u64>> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.len_bytes() => Ok(offset..end),
-            _ => {
-                let why = format!("{len} bytes at offset {offset} of a buffer of {} bytes", self.len_bytes());
-                Err(Error::Device { device: self.device.to_string(), action, why })
-            }
-        }
+    pub(super) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    pub(super) fn memory_mut(&mut self) -> &mut Memory {
+        &mut self.memory
     }
 }
 

@@ -8,9 +8,12 @@
 
 use std::io;
 
-use memmap2::{Advice, MmapMut};
+use memmap2::MmapMut;
 
 use crate::storage::{AlignedBuf, DIRECT_ALIGN_BYTES};
+
+/// The unit in which host memory is handed out: what a direct transfer needs.
+pub(super) const PAGE_BYTES: usize = DIRECT_ALIGN_BYTES as usize;
 
 /// From this length on, memory is mapped and huge pages are asked for; below, it comes from the heap.
 ///
@@ -20,7 +23,7 @@ const MAPPED_BYTES_MIN: usize = 2 << 20;
 
 /// A page-aligned, zeroed run of host memory.
 #[derive(Debug)]
-pub(crate) struct HostMemory {
+pub(super) struct HostMemory {
     pages: Pages,
     len: usize,
 }
@@ -35,31 +38,24 @@ impl HostMemory {
     /// Zeroed memory of `len` bytes; the room behind it is whole pages.
     ///
     /// A large one costs nothing until it is touched.
-    pub(crate) fn zeroed(len: u64) -> io::Result<Self> {
+    pub(super) fn zeroed(len: u64) -> io::Result<Self> {
         let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
         let len = usize::try_from(len).map_err(|_| too_large())?;
-        let padded = len.checked_next_multiple_of(DIRECT_ALIGN_BYTES as usize).ok_or_else(too_large)?;
+        let padded = len.checked_next_multiple_of(PAGE_BYTES).ok_or_else(too_large)?;
         if padded < MAPPED_BYTES_MIN {
             return Ok(Self { pages: Pages::Heap(AlignedBuf::zeroed(padded)), len });
         }
-        if isize::try_from(padded).is_err() {
-            return Err(too_large());
-        }
-        let map = MmapMut::map_anon(padded)?;
-        #[cfg(target_os = "linux")]
-        if let Err(error) = map.advise(Advice::HugePage) {
-            tracing::trace!(%error, "no huge pages for host memory");
-        }
+        let map = map(padded)?;
         Ok(Self { pages: Pages::Mapped(map), len })
     }
 
     /// The length that was asked for.
-    pub(crate) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.len
     }
 
     /// The bytes.
-    pub(crate) fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         match &self.pages {
             Pages::Heap(buf) => &buf[..self.len],
             Pages::Mapped(map) => &map[..self.len],
@@ -67,18 +63,31 @@ impl HostMemory {
     }
 
     /// The bytes, to write.
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         let len = self.len;
         &mut self.pages_mut()[..len]
     }
 
     /// The bytes and the rest of the last page behind them: room for a direct transfer that ends in whole blocks.
-    pub(crate) fn pages_mut(&mut self) -> &mut [u8] {
+    pub(super) fn pages_mut(&mut self) -> &mut [u8] {
         match &mut self.pages {
             Pages::Heap(buf) => buf,
             Pages::Mapped(map) => map,
         }
     }
+}
+
+/// Zeroed pages straight from the system, huge ones where it has them. They cost nothing until they are touched.
+pub(super) fn map(len: usize) -> io::Result<MmapMut> {
+    if isize::try_from(len).is_err() {
+        return Err(io::ErrorKind::OutOfMemory.into());
+    }
+    let map = MmapMut::map_anon(len)?;
+    #[cfg(target_os = "linux")]
+    if let Err(error) = map.advise(memmap2::Advice::HugePage) {
+        tracing::trace!(%error, "no huge pages for host memory");
+    }
+    Ok(map)
 }
 
 #[cfg(test)]
