@@ -10,7 +10,8 @@ use std::time::Duration;
 use alight_format::Dtype;
 
 use super::*;
-use crate::device::{Download, SLOT_BYTES, SLOTS, Staging, Upload};
+use crate::device::staging::{SLOT_BYTES, SLOTS, Staging};
+use crate::device::transfer::{Download, Upload};
 use crate::error::Error;
 use crate::tensor::{Source, Tensor, TensorRef};
 
