@@ -305,7 +305,7 @@ impl Key {
     /// A key of these bytes.
     ///
     /// # Errors
-    /// [`Error::InvalidKey`] for no bytes, or more than [`KEY_BYTES_MAX`](crate::limits::KEY_BYTES_MAX).
+    /// [`Error::InvalidKey`] for no bytes, or more than [`KEY_BYTES_MAX`].
     pub fn new(bytes: impl AsRef<[u8]>) -> Result<Key> {
         let bytes = bytes.as_ref();
         check_key(bytes)?;

@@ -13,10 +13,10 @@ mod cuda;
 mod host;
 #[expect(unsafe_code, reason = "one pinned mapping is cut into slots that have an owner each")]
 mod slab;
-mod staging;
+pub(crate) mod staging;
 #[cfg(test)]
 mod tests;
-mod transfer;
+pub(crate) mod transfer;
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -34,6 +34,7 @@ use crate::error::{Error, Result};
 use buffer::Memory;
 use cuda::CudaDevice;
 use host::HostMemory;
+use staging::{SLOT_BYTES, SLOTS, Staging};
 
 /// A device that holds tensors: the host, or one GPU.
 ///
