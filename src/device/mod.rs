@@ -27,8 +27,6 @@ use std::str::FromStr;
 use parking_lot::Mutex;
 
 pub use buffer::DeviceBuffer;
-pub(crate) use staging::{SLOT_BYTES, SLOTS, Slot, Staging};
-pub(crate) use transfer::{Download, Pending, Upload};
 
 use crate::error::{Error, Result};
 use buffer::Memory;

@@ -8,11 +8,11 @@ use crate::error::{Error, Result};
 use crate::io::{Blob, PayloadStream, lay_out, pump};
 use crate::metrics::Counters;
 use crate::storage::{AlignedBuf, Caching, write_all_at};
+use crate::store::Store;
 use crate::store::commit::{SmallCommit, Tail};
 use crate::store::core::Core;
 use crate::store::options::Durability;
 use crate::store::publish::index_entry;
-use crate::store::Store;
 use crate::tensor::{TensorRef, check_key};
 
 /// A set of changes that become visible together and survive together, or not at all; made by [`Store::batch`].
@@ -78,7 +78,11 @@ impl<'a> Batch<'a> {
 
     fn push(&mut self, key: &[u8], value: Option<TensorRef<'a>>, attributes: Vec<(String, Vec<u8>)>) -> Result<()> {
         check_key(key)?;
-        within("the number of changes in a batch", self.changes.len() as u64 + 1, limits::ENTRIES_PER_COMMIT_MAX as u64)?;
+        within(
+            "the number of changes in a batch",
+            self.changes.len() as u64 + 1,
+            limits::ENTRIES_PER_COMMIT_MAX as u64,
+        )?;
         self.changes.push(Change { key: key.to_vec(), value, attributes });
         Ok(())
     }
@@ -258,8 +262,5 @@ fn fill_in_checksums(entries: &mut [Entry], blobs: &mut [Blob<'_>]) {
 
 /// The index's view of a commit that has no place yet.
 fn index_entries(entries: Vec<Entry>) -> Vec<IndexEntry> {
-    entries
-        .into_iter()
-        .map(|entry| index_entry(entry, Seq::ZERO, SegmentId(0), 0, 0))
-        .collect()
+    entries.into_iter().map(|entry| index_entry(entry, Seq::ZERO, SegmentId(0), 0, 0)).collect()
 }

@@ -95,7 +95,13 @@ pub(crate) struct Committer {
 
 impl Committer {
     /// Takes up where recovery ended: everything up to `last` is on the disk, durably.
-    pub(crate) fn new(segments: Arc<Segments>, segment_bytes: u64, generation: u64, last: Seq, tails: Vec<Tail>) -> Self {
+    pub(crate) fn new(
+        segments: Arc<Segments>,
+        segment_bytes: u64,
+        generation: u64,
+        last: Seq,
+        tails: Vec<Tail>,
+    ) -> Self {
         let mut tails = tails;
         let small = (!tails.is_empty()).then(|| tails.remove(0));
         Self {
@@ -256,8 +262,7 @@ impl Committer {
         if !self.shares_a_segment(total) {
             let (segment, file) = self.segments.create(true)?;
             let allocated = FIRST_FRAME;
-            let mut tail =
-                Tail { segment, file, offset: FIRST_FRAME, previous_digest: 0, allocated, single: true };
+            let mut tail = Tail { segment, file, offset: FIRST_FRAME, previous_digest: 0, allocated, single: true };
             if let Err(error) = reserve(&mut tail, total, 0) {
                 self.segments.discard(&tail.segment);
                 return Err(error);

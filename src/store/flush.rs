@@ -141,7 +141,8 @@ impl Core {
         let expected = frozen.frozen.len() as u64 + runs.iter().map(|run| run.entries()).sum::<u64>();
         let overlays = [&frozen.frozen];
         let layers = merge_layers(&overlays, runs, Bound::Unbounded)?;
-        let entries = layers.filter(|entry| entry.as_ref().map_or(true, |entry| keep_deletes || entry.kind == IndexKind::Put));
+        let entries =
+            layers.filter(|entry| entry.as_ref().map_or(true, |entry| keep_deletes || entry.kind == IndexKind::Put));
         let new = NewRun {
             store: self.segments.store(),
             id,

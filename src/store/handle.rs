@@ -186,11 +186,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`get`](Store::get), naming the key.
-    pub fn get_many<K: AsRef<[u8]>>(
-        &self,
-        keys: impl IntoIterator<Item = K>,
-        device: &Device,
-    ) -> Result<Vec<Tensor>> {
+    pub fn get_many<K: AsRef<[u8]>>(&self, keys: impl IntoIterator<Item = K>, device: &Device) -> Result<Vec<Tensor>> {
         self.snapshot().get_many(keys, device)
     }
 

@@ -12,7 +12,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use alight_format::{Manifest, SegmentId, Seq, StoreId};
+use alight_format::{Manifest, RunId, SegmentId, Seq, StoreId};
 
 use crate::config::{OPEN_ATTEMPTS, SEGMENT_BYTES_DEFAULT};
 use crate::error::{Error, Result};
@@ -183,7 +183,8 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     }
     let mut loaded = load(storage, &layout, &manifest)?;
     let (recovery, scans) = loaded.recover()?;
-    let Loaded { segments, mut version, leftovers, trusted, found, .. } = loaded;
+    let Loaded { segments, mut version, leftovers, next_run, trusted, found, .. } = loaded;
+    manifest.next_run = next_run;
 
     // From here on the store is known to be sound, and is written to.
     let mut files = BTreeMap::new();
@@ -222,7 +223,13 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
             });
         }
     }
-    Ok(Opened { layout, manifest, version, segments, writing: Some(Writing { lock, tails, cut, leftovers, distrusted: trusted.is_some() }) })
+    Ok(Opened {
+        layout,
+        manifest,
+        version,
+        segments,
+        writing: Some(Writing { lock, tails, cut, leftovers, distrusted: trusted.is_some() }),
+    })
 }
 
 fn open_reading(storage: &Arc<dyn Storage>, layout: Layout) -> Result<Opened> {
@@ -259,6 +266,7 @@ struct Loaded {
     open: Vec<Arc<Segment>>,
     /// Files that a crash left behind and no manifest names.
     leftovers: Vec<std::path::PathBuf>,
+    next_run: RunId,
     /// Segments that the manifest does not name yet.
     found: Vec<SegmentId>,
     covered: Seq,
@@ -267,8 +275,7 @@ struct Loaded {
 }
 
 fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Result<Loaded> {
-    let segments =
-        Arc::new(Segments::new(Arc::clone(storage), layout.clone(), manifest.store, manifest.next_segment));
+    let segments = Arc::new(Segments::new(Arc::clone(storage), layout.clone(), manifest.store, manifest.next_segment));
     let mut open = Vec::new();
     let mut leftovers = Vec::new();
     let mut found = Vec::new();
@@ -326,16 +333,19 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Res
     for record in &manifest.runs {
         runs.push(Arc::new(Run::open(&**storage, &layout.run(record.id), manifest.store, record)?));
     }
+    let mut next_run = manifest.next_run;
     for entry in storage.list(&layout.index()).map_err(Error::io("list", &layout.index()))? {
-        let named = alight_format::RunId::from_file_name(&entry.name);
-        let known = named.is_some_and(|id| manifest.runs.iter().any(|record| record.id == id));
-        if !known && (named.is_some() || entry.name.ends_with(".idx.tmp")) {
-            leftovers.push(layout.index().join(&entry.name));
+        // A name that a crash left behind is not used again: its file is still to be removed.
+        if let Some(id) = RunId::from_file_name(entry.name.strip_suffix(".tmp").unwrap_or(&entry.name)) {
+            next_run = next_run.max(RunId(id.get() + 1));
+            if entry.name.ends_with(".tmp") || manifest.runs.iter().all(|record| record.id != id) {
+                leftovers.push(layout.index().join(&entry.name));
+            }
         }
     }
     let version = Version::of_runs(manifest.covered, runs);
     let trusted = distrust::read(&**storage, layout, manifest.generation)?;
-    Ok(Loaded { segments, version, open, leftovers, found, covered: manifest.covered, trusted })
+    Ok(Loaded { segments, version, open, leftovers, next_run, found, covered: manifest.covered, trusted })
 }
 
 impl Loaded {

@@ -11,13 +11,13 @@ use parking_lot::Mutex;
 use crate::oracle::{Asked, PATH, Promised, check_one_thread, check_threads, contents, histories, tiny};
 
 /// How many random states are drawn at each cut where nothing else is said.
-const RANDOM_PER_CUT: u64 = 60;
+const RANDOM_PER_CUT: u64 = 1000;
 
 /// How many threads look at states.
 const LOOKERS: usize = 2;
 
 /// A run of a workload: what was asked, and what it made of the disk.
-pub struct Run {
+pub(crate) struct Run {
     pub name: &'static str,
     pub trace: Trace,
     pub asked: Asked,
@@ -26,7 +26,7 @@ pub struct Run {
 
 /// What a look at all states of a run came to.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     pub states: u64,
     pub repeated: u64,
     pub deeper: u64,
@@ -39,14 +39,13 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 /// Looks at every state of a run; ends at the first violation.
-pub fn look(run: &Run) -> Tally {
+pub(crate) fn look(run: &Run) -> Tally {
     let random = number("ALIGHT_CRASH_RANDOM").unwrap_or(RANDOM_PER_CUT);
     let seed = number("ALIGHT_CRASH_SEED").unwrap_or(1);
     let judge = Judge::new(run);
     let seen = Mutex::new(HashSet::new());
     let violation = Mutex::new(None);
-    let (states, repeated, deeper, cuts) =
-        (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let (states, repeated, deeper, cuts) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for looker in 0..LOOKERS {
             let (judge, seen, violation) = (&judge, &seen, &violation);
@@ -128,7 +127,7 @@ impl<'a> Judge<'a> {
         if nth % 7 == 0 {
             self.goes_on(state, promised)?;
         }
-        if nth % 23 == 0 { self.recovery_may_crash(&untouched, promised, nth) } else { Ok(0) }
+        if nth % 9 == 0 { self.recovery_may_crash(&untouched, promised, nth) } else { Ok(0) }
     }
 
     fn check(&self, store: &Store, promised: &Promised) -> Result<(), String> {
@@ -141,7 +140,7 @@ impl<'a> Judge<'a> {
 
     /// A recovered store takes commits, keeps them over a further opening, and is sound.
     fn goes_on(&self, state: &SimStorage, promised: &Promised) -> Result<(), String> {
-        let failed = |what: &str| move |error: Error| format!("after recovery, {what}: {error}");
+        let failed = |what: &'static str| move |error: Error| format!("after recovery, {what}: {error}");
         let store = tiny(state).open(PATH).map_err(failed("a second open"))?;
         self.check(&store, promised)?;
         let mut expected = contents(&store).map_err(failed("a read"))?;
@@ -175,7 +174,8 @@ impl<'a> Judge<'a> {
             for choice in choices {
                 let after = walker.materialize(&choice);
                 looked += 1;
-                let wrong = |what: String| format!("power cut again during recovery: {what}\n{}", walker.explain(&choice));
+                let wrong =
+                    |what: String| format!("power cut again during recovery: {what}\n{}", walker.explain(&choice));
                 let store = tiny(&after).open(PATH).map_err(|error| wrong(format!("it does not open: {error}")))?;
                 let now = store.stat().map_err(|error| wrong(error.to_string()))?.last_commit;
                 if store.contains("zz").map_err(|error| wrong(error.to_string()))? {
@@ -200,19 +200,24 @@ impl<'a> Judge<'a> {
 }
 
 /// Runs a workload on a fresh disk and writes down its calls.
-pub fn record(name: &'static str, threads: bool, work: impl FnOnce(&SimStorage, &Asked)) -> Run {
+pub(crate) fn record(name: &'static str, threads: bool, work: impl FnOnce(&SimStorage, &Asked)) -> Run {
     record_on(SimStorage::new(), name, threads, work)
 }
 
 /// [`record`], on a disk that was prepared.
-pub fn record_on(sim: SimStorage, name: &'static str, threads: bool, work: impl FnOnce(&SimStorage, &Asked)) -> Run {
+pub(crate) fn record_on(
+    sim: SimStorage,
+    name: &'static str,
+    threads: bool,
+    work: impl FnOnce(&SimStorage, &Asked),
+) -> Run {
     let asked = Asked::default();
     work(&sim, &asked);
     Run { name, trace: sim.trace(), asked, threads }
 }
 
 /// Looks at a run and fails on a violation; says how many states it saw.
-pub fn expect_sound(run: &Run) -> u64 {
+pub(crate) fn expect_sound(run: &Run) -> u64 {
     if std::env::var("ALIGHT_CRASH_ONLY").is_ok_and(|only| only != run.name) {
         return 0;
     }

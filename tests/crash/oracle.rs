@@ -6,14 +6,14 @@ use alight::storage::sim::SimStorage;
 use alight::{Device, Durability, Error, Maintenance, Store, StoreOptions};
 use parking_lot::Mutex;
 
-pub type Contents = BTreeMap<Vec<u8>, Vec<u8>>;
+pub(crate) type Contents = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// Where every simulated store lies.
-pub const PATH: &str = "/store";
+pub(crate) const PATH: &str = "/store";
 
 /// The markers that a workload leaves in the trace, next to the calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mark {
+pub(crate) enum Mark {
     /// The store's creation was acknowledged.
     Created,
     /// Commit `n` of thread `t` was begun.
@@ -23,7 +23,7 @@ pub enum Mark {
 }
 
 impl Mark {
-    pub fn number(self) -> u64 {
+    pub(crate) fn number(self) -> u64 {
         match self {
             Mark::Created => 1,
             Mark::Begun(thread, n) => 2 << 60 | thread << 40 | n,
@@ -31,7 +31,7 @@ impl Mark {
         }
     }
 
-    pub fn of(number: u64) -> Self {
+    pub(crate) fn of(number: u64) -> Self {
         let (thread, n) = (number >> 40 & 0xFFFFF, number & 0xFF_FFFF_FFFF);
         match number >> 60 {
             2 => Mark::Begun(thread, n),
@@ -42,16 +42,16 @@ impl Mark {
 }
 
 /// One commit: values to put, or keys to delete.
-pub type Commit = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+pub(crate) type Commit = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 /// What a run was asked, in the order of each thread.
 #[derive(Default)]
-pub struct Asked {
+pub(crate) struct Asked {
     pub threads: Mutex<BTreeMap<u64, Vec<Commit>>>,
 }
 
 /// Runs commits on a store and writes down what was asked and answered.
-pub struct Scribe<'a> {
+pub(crate) struct Scribe<'a> {
     pub sim: &'a SimStorage,
     pub asked: &'a Asked,
     pub thread: u64,
@@ -59,7 +59,7 @@ pub struct Scribe<'a> {
 
 impl Scribe<'_> {
     /// Makes one commit. Whether it was acknowledged.
-    pub fn commit(&self, store: &Store, commit: Commit, durability: Durability) -> Result<(), Error> {
+    pub(crate) fn commit(&self, store: &Store, commit: Commit, durability: Durability) -> Result<(), Error> {
         let n = {
             let mut threads = self.asked.threads.lock();
             let commits = threads.entry(self.thread).or_default();
@@ -83,7 +83,7 @@ impl Scribe<'_> {
     }
 
     /// Everything so far is durable: a sync, or a close, returned.
-    pub fn all_durable(&self) {
+    pub(crate) fn all_durable(&self) {
         let n = self.asked.threads.lock().get(&self.thread).map_or(0, |commits| commits.len() as u64);
         self.sim.marker(Mark::Durable(self.thread, n).number());
     }
@@ -91,14 +91,14 @@ impl Scribe<'_> {
 
 /// What the markers before a cut promise.
 #[derive(Debug, Default, Clone)]
-pub struct Promised {
+pub(crate) struct Promised {
     pub created: bool,
     pub begun: BTreeMap<u64, u64>,
     pub durable: BTreeMap<u64, u64>,
 }
 
 impl Promised {
-    pub fn by(markers: &[u64]) -> Self {
+    pub(crate) fn by(markers: &[u64]) -> Self {
         let mut promised = Self::default();
         for &number in markers {
             match Mark::of(number) {
@@ -112,7 +112,7 @@ impl Promised {
 }
 
 /// Options that make rare paths common.
-pub fn tiny(sim: &SimStorage) -> StoreOptions {
+pub(crate) fn tiny(sim: &SimStorage) -> StoreOptions {
     Store::options()
         .storage(std::sync::Arc::new(sim.clone()))
         .maintenance(Maintenance::Inline)
@@ -122,7 +122,7 @@ pub fn tiny(sim: &SimStorage) -> StoreOptions {
 }
 
 /// Everything a store holds, or what is wrong with it.
-pub fn contents(store: &Store) -> Result<Contents, Error> {
+pub(crate) fn contents(store: &Store) -> Result<Contents, Error> {
     let mut contents = Contents::new();
     for info in store.scan("") {
         let info = info?;
@@ -133,7 +133,7 @@ pub fn contents(store: &Store) -> Result<Contents, Error> {
 }
 
 /// The contents after each commit of a single thread, from none to all.
-pub fn histories(commits: &[Commit]) -> Vec<Contents> {
+pub(crate) fn histories(commits: &[Commit]) -> Vec<Contents> {
     let mut all = vec![Contents::new()];
     for commit in commits {
         let mut next = all.last().cloned().unwrap_or_default();
@@ -150,7 +150,7 @@ pub fn histories(commits: &[Commit]) -> Vec<Contents> {
 
 /// Checks a store against what was asked of one thread: its contents are those after some commit, none that was
 /// promised is missing, and none is there that was not begun.
-pub fn check_one_thread(store: &Store, histories: &[Contents], promised: &Promised) -> Result<(), String> {
+pub(crate) fn check_one_thread(store: &Store, histories: &[Contents], promised: &Promised) -> Result<(), String> {
     let last = store.stat().map_err(|error| error.to_string())?.last_commit as usize;
     let found = contents(store).map_err(|error| format!("a value cannot be read: {error}"))?;
     let durable = promised.durable.get(&0).copied().unwrap_or(0) as usize;
@@ -173,7 +173,11 @@ pub fn check_one_thread(store: &Store, histories: &[Contents], promised: &Promis
 
 /// Checks a store against what several threads asked, each of keys of its own that it never deletes: of every thread
 /// the first so many commits are there, whole.
-pub fn check_threads(store: &Store, asked: &BTreeMap<u64, Vec<Commit>>, promised: &Promised) -> Result<(), String> {
+pub(crate) fn check_threads(
+    store: &Store,
+    asked: &BTreeMap<u64, Vec<Commit>>,
+    promised: &Promised,
+) -> Result<(), String> {
     let found = contents(store).map_err(|error| format!("a value cannot be read: {error}"))?;
     let mut there = 0;
     for (thread, commits) in asked {

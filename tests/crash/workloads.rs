@@ -8,7 +8,7 @@ use crate::harness::{Run, expect_sound, record};
 use crate::oracle::{Asked, Commit, Mark, PATH, Scribe, tiny};
 
 /// Bytes that look random, different for every seed and length.
-pub fn value(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn value(seed: u64, len: usize) -> Vec<u8> {
     let mut state = (seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ len as u64;
     (0..len)
         .map(|_| {
@@ -43,7 +43,7 @@ fn commit_all(scribe: &Scribe<'_>, store: &Store, commits: Vec<Commit>) {
     }
 }
 
-pub fn single_puts() -> Run {
+pub(crate) fn single_puts() -> Run {
     record("single_puts", false, |sim, asked| {
         let store = create(sim);
         let lengths = [0, 1, 300, 4095, 4096, 5000, 7000];
@@ -53,20 +53,22 @@ pub fn single_puts() -> Run {
     })
 }
 
-pub fn overwrites_and_deletes() -> Run {
+pub(crate) fn overwrites_and_deletes() -> Run {
     record("overwrites_and_deletes", false, |sim, asked| {
         let store = create(sim);
-        let commits = (0..10u64).map(|n| if n % 4 == 3 { vec![delete("k")] } else { vec![put("k", n, 100 + n as usize)] });
+        let commits =
+            (0..10u64).map(|n| if n % 4 == 3 { vec![delete("k")] } else { vec![put("k", n, 100 + n as usize)] });
         commit_all(&scribe(sim, asked), &store, commits.collect());
         store.abandon();
     })
 }
 
-pub fn batches_with_deletes() -> Run {
+pub(crate) fn batches_with_deletes() -> Run {
     record("batches_with_deletes", false, |sim, asked| {
         let store = create(sim);
         let commits = (0..6u64).map(|n| {
-            let mut commit: Commit = (0..3).map(|i| put(format!("{}", (n + i) % 5), n * 3 + i, 200 + 700 * i as usize)).collect();
+            let mut commit: Commit =
+                (0..3).map(|i| put(format!("{}", (n + i) % 5), n * 3 + i, 200 + 700 * i as usize)).collect();
             commit.push(delete(format!("{}", (n + 3) % 5)));
             commit
         });
@@ -75,7 +77,7 @@ pub fn batches_with_deletes() -> Run {
     })
 }
 
-pub fn large_values() -> Run {
+pub(crate) fn large_values() -> Run {
     record("large_values", false, |sim, asked| {
         let store = create(sim);
         // Over 8 KiB: the payload is synced before the frame. Over 16 KiB: a segment of its own.
@@ -86,7 +88,7 @@ pub fn large_values() -> Run {
     })
 }
 
-pub fn segment_roll() -> Run {
+pub(crate) fn segment_roll() -> Run {
     record("segment_roll", false, |sim, asked| {
         let store = create(sim);
         // Twelve of these fill a segment of 64 KiB and a bit.
@@ -96,26 +98,28 @@ pub fn segment_roll() -> Run {
     })
 }
 
-pub fn index_flush() -> Run {
+pub(crate) fn index_flush() -> Run {
     record("index_flush", false, |sim, asked| {
         let store = create(sim);
         // The overlay holds six keys; the flush comes inside a commit.
-        let commits = (0..16u64).map(|n| if n % 5 == 4 { vec![delete(format!("k{}", n - 3))] } else { vec![put(format!("k{n}"), n, 64)] });
+        let commits = (0..16u64)
+            .map(|n| if n % 5 == 4 { vec![delete(format!("k{}", n - 3))] } else { vec![put(format!("k{n}"), n, 64)] });
         commit_all(&scribe(sim, asked), &store, commits.collect());
         store.abandon();
     })
 }
 
-pub fn run_merges() -> Run {
+pub(crate) fn run_merges() -> Run {
     record("run_merges", false, |sim, asked| {
         let store = create(sim);
-        let commits = (0..9u64).map(|n| (0..6).map(|i| put(format!("k{}", (n * 5 + i * 7) % 40), n * 6 + i, 40)).collect());
+        let commits =
+            (0..9u64).map(|n| (0..6).map(|i| put(format!("k{}", (n * 5 + i * 7) % 40), n * 6 + i, 40)).collect());
         commit_all(&scribe(sim, asked), &store, commits.collect());
         store.abandon();
     })
 }
 
-pub fn eventual_then_sync() -> Run {
+pub(crate) fn eventual_then_sync() -> Run {
     record("eventual_then_sync", false, |sim, asked| {
         let store = create(sim);
         let scribe = scribe(sim, asked);
@@ -132,7 +136,7 @@ pub fn eventual_then_sync() -> Run {
     })
 }
 
-pub fn eventual_and_large_mixed() -> Run {
+pub(crate) fn eventual_and_large_mixed() -> Run {
     record("eventual_and_large_mixed", false, |sim, asked| {
         let store = create(sim);
         let scribe = scribe(sim, asked);
@@ -149,7 +153,7 @@ pub fn eventual_and_large_mixed() -> Run {
     })
 }
 
-pub fn close_and_reopen() -> Run {
+pub(crate) fn close_and_reopen() -> Run {
     record("close_and_reopen", false, |sim, asked| {
         let mut store = create(sim);
         let scribe = scribe(sim, asked);
@@ -165,7 +169,7 @@ pub fn close_and_reopen() -> Run {
     })
 }
 
-pub fn killed_and_reopened() -> Run {
+pub(crate) fn killed_and_reopened() -> Run {
     record("killed_and_reopened", false, |sim, asked| {
         let mut store = create(sim);
         let scribe = scribe(sim, asked);
@@ -183,7 +187,7 @@ pub fn killed_and_reopened() -> Run {
     })
 }
 
-pub fn recovered_from_a_torn_tail() -> Run {
+pub(crate) fn recovered_from_a_torn_tail() -> Run {
     // A disk on which an earlier crash tore three commits.
     let earlier = record("", false, |sim, asked| {
         let store = create(sim);
@@ -198,7 +202,8 @@ pub fn recovered_from_a_torn_tail() -> Run {
     });
     let mut walker = earlier.trace.walk();
     while walker.next_cut() {}
-    let torn = walker.materialize(&alight::storage::sim::Choice::DropOne(0));
+    let first_write = walker.pending().iter().position(|change| change.is_write()).unwrap();
+    let torn = walker.materialize(&alight::storage::sim::Choice::DropOne(first_write));
     torn.start_recording();
     crate::harness::record_on(torn, "recovered_from_a_torn_tail", false, |sim, asked| {
         let kept: Vec<Commit> = earlier.asked.threads.lock()[&0][..4].to_vec();
@@ -215,7 +220,7 @@ pub fn recovered_from_a_torn_tail() -> Run {
     })
 }
 
-pub fn group_commit() -> Run {
+pub(crate) fn group_commit() -> Run {
     record("group_commit", true, |sim, asked| {
         let store = create(sim);
         std::thread::scope(|scope| {
@@ -225,7 +230,8 @@ pub fn group_commit() -> Run {
                     let scribe = Scribe { sim, asked, thread };
                     for n in 0..4u64 {
                         let len = if thread == 3 && n == 1 { 9000 } else { 300 + 900 * n as usize };
-                        let commit = (0..2).map(|i| put(format!("{thread}-{n}-{i}"), thread * 100 + n * 10 + i, len)).collect();
+                        let commit =
+                            (0..2).map(|i| put(format!("{thread}-{n}-{i}"), thread * 100 + n * 10 + i, len)).collect();
                         scribe.commit(&store, commit, Durability::Immediate).unwrap();
                     }
                 });

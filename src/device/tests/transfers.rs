@@ -70,6 +70,7 @@ fn views_of_an_arena_show_their_own_bytes() {
         match TensorRef::from(&view).source() {
             Source::Host(shown) => assert_eq!((shown, device.is_host()), (&bytes[4096..4696], true)),
             Source::Device(shown) => assert_eq!((shown.range(), device.is_host()), (4096..4696, false)),
+            Source::Reader(..) => panic!("a tensor is no reader"),
         }
     }
 }
