@@ -127,7 +127,7 @@ impl<'a> Judge<'a> {
         if nth % 7 == 0 {
             self.goes_on(state, promised)?;
         }
-        if nth % 9 == 0 { self.recovery_may_crash(&untouched, promised, nth) } else { Ok(0) }
+        if nth % 40 == 0 { self.recovery_may_crash(&untouched, promised, nth) } else { Ok(0) }
     }
 
     fn check(&self, store: &Store, promised: &Promised) -> Result<(), String> {

@@ -202,8 +202,9 @@ pub(crate) fn recovered_from_a_torn_tail() -> Run {
     });
     let mut walker = earlier.trace.walk();
     while walker.next_cut() {}
-    let first_write = walker.pending().iter().position(|change| change.is_write()).unwrap();
-    let torn = walker.materialize(&alight::storage::sim::Choice::DropOne(first_write));
+    let first_lost =
+        walker.pending().iter().position(|change| change.path().extension().is_some_and(|kind| kind == "seg")).unwrap();
+    let torn = walker.materialize(&alight::storage::sim::Choice::DropOne(first_lost));
     torn.start_recording();
     crate::harness::record_on(torn, "recovered_from_a_torn_tail", false, |sim, asked| {
         let kept: Vec<Commit> = earlier.asked.threads.lock()[&0][..4].to_vec();
