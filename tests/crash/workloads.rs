@@ -188,14 +188,15 @@ pub(crate) fn killed_and_reopened() -> Run {
 }
 
 pub(crate) fn recovered_from_a_torn_tail() -> Run {
-    // A disk on which an earlier crash tore three commits.
+    // A disk on which an earlier crash lost the first of three commits, and kept the others. Fewer keys than the overlay
+    // holds, or a flush would have synced them.
     let earlier = record("", false, |sim, asked| {
         let store = create(sim);
         let scribe = scribe(sim, asked);
-        for n in 0..4u64 {
+        for n in 0..2u64 {
             scribe.commit(&store, vec![put(format!("k{n}"), n, 5000)], Durability::Immediate).unwrap();
         }
-        for n in 4..7u64 {
+        for n in 2..5u64 {
             scribe.commit(&store, vec![put(format!("k{n}"), n, 5000)], Durability::Eventual).unwrap();
         }
         store.abandon();
@@ -207,11 +208,11 @@ pub(crate) fn recovered_from_a_torn_tail() -> Run {
     let torn = walker.materialize(&alight::storage::sim::Choice::DropOne(first_lost));
     torn.start_recording();
     crate::harness::record_on(torn, "recovered_from_a_torn_tail", false, |sim, asked| {
-        let kept: Vec<Commit> = earlier.asked.threads.lock()[&0][..4].to_vec();
+        let kept: Vec<Commit> = earlier.asked.threads.lock()[&0][..2].to_vec();
         asked.threads.lock().insert(0, kept);
         let scribe = scribe(sim, asked);
         sim.marker(Mark::Created.number());
-        sim.marker(Mark::Begun(0, 4).number());
+        sim.marker(Mark::Begun(0, 2).number());
         scribe.all_durable();
         let store = tiny(sim).open(PATH).unwrap();
         for n in 10..15u64 {
