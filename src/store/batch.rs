@@ -7,7 +7,7 @@ use alight_format::{EncodedBody, Entry, EntryKind, IndexEntry, SegmentId, Seq, l
 use crate::error::{Error, Result};
 use crate::io::{Blob, PayloadStream, lay_out, pump};
 use crate::metrics::Counters;
-use crate::storage::{AlignedBuf, Caching, write_all_at};
+use crate::storage::{Caching, write_all_at};
 use crate::store::Store;
 use crate::store::commit::{SmallCommit, Tail};
 use crate::store::core::Core;
@@ -154,7 +154,7 @@ fn commit(core: &Core, changes: Vec<Change<'_>>, durability: Durability) -> Resu
     let total = frame_len + payload_len;
 
     let seq = if payload_len <= core.small_commit_bytes_max && writer.committer.shares_a_segment(total) {
-        let mut bytes = AlignedBuf::zeroed(total as usize);
+        let mut bytes = core.buffers.take(total as usize);
         let mut stream = PayloadStream::new(&mut blobs);
         stream.fill(&mut bytes[frame_len as usize..])?;
         stream.finish();
@@ -163,7 +163,7 @@ fn commit(core: &Core, changes: Vec<Change<'_>>, durability: Durability) -> Resu
         writer.committer.write_small(SmallCommit { body, bytes, entries: index_entries(entries), durable })?
     } else {
         let tail = writer.committer.lease(total)?;
-        if let Err(error) = stream_payload(&tail, frame_len, payload_len, &mut blobs) {
+        if let Err(error) = stream_payload(core, &tail, frame_len, payload_len, &mut blobs) {
             writer.committer.give_back(tail);
             return Err(error);
         }
@@ -238,10 +238,11 @@ fn lay_out_changes(changes: Vec<Change<'_>>) -> (Vec<Entry>, Vec<Blob<'_>>, u64)
     (entries, blobs, payload_len)
 }
 
-fn stream_payload(tail: &Tail, frame_len: u64, payload_len: u64, blobs: &mut [Blob<'_>]) -> Result<()> {
+fn stream_payload(core: &Core, tail: &Tail, frame_len: u64, payload_len: u64, blobs: &mut [Blob<'_>]) -> Result<()> {
     let start = tail.offset + frame_len;
     let mut stream = PayloadStream::new(blobs);
     pump(
+        &core.buffers,
         payload_len,
         |_, window| stream.fill(window),
         |offset, window| {
