@@ -143,6 +143,13 @@ pub enum Error {
         limit: u64,
     },
 
+    /// The reader that a value was to be put from failed. Nothing was stored.
+    #[error("the value to be put could not be read: {source}")]
+    Source {
+        /// What the reader said.
+        source: io::Error,
+    },
+
     /// An option was given a value that it cannot have.
     #[error("{option}: {why}")]
     InvalidOption {

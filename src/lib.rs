@@ -1,1 +1,52 @@
-//! x
+//! **alight** is an embedded key-value store for GPU-resident blobs: tensors are put by key and got by key, and a get
+//! lands in GPU memory, verified.
+//!
+//! One directory is one [`Store`]; the library runs in the caller's process. Commits are atomic and durable, reads are
+//! checked against the checksum of what was put, and the same files and the same calls work with no GPU at all, on
+//! [`Device::host`].
+//!
+//! ```
+//! use alight::{Device, Dtype, Store, TensorRef};
+//!
+//! # let directory = tempfile::tempdir().expect("a temporary folder");
+//! # let path = directory.path().join("model.alight");
+//! let store = Store::create(&path)?;
+//! let weights: Vec<u8> = (0..24u8).collect();
+//! let mut batch = store.batch(); // all or nothing
+//! batch.put("layers.0.w", TensorRef::new(Dtype::F32, &[2, 3], &weights)?)?;
+//! batch.put("layers.0.b", &[1, 2, 3, 4])?;
+//! batch.commit()?;
+//!
+//! let tensors = store.get_many(["layers.0.w", "layers.0.b"], &Device::best())?;
+//! assert_eq!(tensors[0].shape(), [2, 3]);
+//! assert_eq!(tensors[1].to_host()?, [1, 2, 3, 4]);
+//! # Ok::<(), alight::Error>(())
+//! ```
+//!
+//! # What it is not for
+//! Many small mutable records, transactions that read before they write, queries over values, or several writers at
+//! once: one process writes, any number read.
+//!
+//! # Where to begin
+//! [`Store::create`], [`Store::put`], [`Store::get`]; [`Batch`] for several changes at once; [`Snapshot`] for a view
+//! that stays; [`StoreOptions`] for durability and sizes; [`Error`] for what can go wrong.
+
+mod config;
+mod device;
+mod error;
+mod index;
+mod io;
+mod metrics;
+#[doc(hidden)]
+pub mod storage;
+mod store;
+mod tensor;
+
+pub use alight_format::{Dtype, FeatureFlags, StoreId, limits};
+pub use device::{Device, DeviceBuffer, DeviceMemory};
+pub use error::{Damage, DisplayKey, Error, Result};
+pub use metrics::Metrics;
+pub use store::{
+    Batch, Durability, Maintenance, Scan, Snapshot, Stat, Store, StoreOptions, VerifyProgress, VerifyReport,
+};
+pub use tensor::{Key, ReadAt, Tensor, TensorInfo, TensorRef};

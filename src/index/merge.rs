@@ -26,7 +26,7 @@ pub(crate) fn merge_layers<'a>(
         layers.push(Box::new(overlay.range(owned.clone()).map(|(_, entry)| Ok(Arc::clone(entry)))));
     }
     for run in runs {
-        layers.push(Box::new(run.range(from)?.map(|entry| entry.map(Arc::new))));
+        layers.push(Box::new(run.range(from).map(|entry| entry.map(Arc::new))));
     }
     let mut merged = MergedLayers { layers, heads: BinaryHeap::new() };
     for age in 0..merged.layers.len() {

@@ -11,5 +11,5 @@ mod run;
 mod version;
 
 pub(crate) use merge::{merge_count, merge_layers};
-pub(crate) use run::{Run, write_run};
+pub(crate) use run::{NewRun, Run, write_run};
 pub(crate) use version::{Overlay, Version};

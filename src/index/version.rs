@@ -3,7 +3,7 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use alight_format::{IndexEntry, Seq};
+use alight_format::{IndexEntry, IndexKind, Seq};
 
 use crate::error::Result;
 use crate::index::merge::merge_layers;
@@ -13,7 +13,7 @@ use crate::index::run::Run;
 pub(crate) type Overlay = imbl::OrdMap<Arc<[u8]>, Arc<IndexEntry>>;
 
 /// A state of the index. Cloning shares all its parts.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Version {
     /// Every commit up to this one is in here, and none after it.
     pub(crate) seq: Seq,
@@ -26,6 +26,11 @@ pub(crate) struct Version {
 }
 
 impl Version {
+    /// What the runs alone hold: every commit up to `seq`.
+    pub(crate) fn of_runs(seq: Seq, runs: Vec<Arc<Run>>) -> Self {
+        Self { seq, overlay: Overlay::default(), frozen: Overlay::default(), runs: runs.into() }
+    }
+
     /// The latest entry of a key: a put, a delete, or nothing at all. Reads at most one block of each run.
     pub(crate) fn lookup(&self, key: &[u8]) -> Result<Option<Arc<IndexEntry>>> {
         if let Some(entry) = self.overlay.get(key).or_else(|| self.frozen.get(key)) {
@@ -41,7 +46,7 @@ impl Version {
 
     /// The entry under a key, if it leads to a value.
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Arc<IndexEntry>>> {
-        Ok(self.lookup(key)?.filter(|entry| entry.is_put()))
+        Ok(self.lookup(key)?.filter(|entry| entry.kind == IndexKind::Put))
     }
 
     /// Up to `limit` living entries in key order from `from` on, of keys that begin with `prefix`.
@@ -58,7 +63,7 @@ impl Version {
             if !entry.key.starts_with(prefix) {
                 break;
             }
-            if entry.is_put() {
+            if entry.kind == IndexKind::Put {
                 page.push(entry);
                 if page.len() == limit {
                     break;
@@ -66,6 +71,11 @@ impl Version {
             }
         }
         Ok(page)
+    }
+
+    /// The latest entry of every key, deletes included, in order.
+    pub(crate) fn entries(&self) -> Result<impl Iterator<Item = Result<Arc<IndexEntry>>> + '_> {
+        merge_layers(&[&self.overlay, &self.frozen], &self.runs, Bound::Unbounded)
     }
 
     /// How many entries all layers hold, older versions of a key and deletes counted too: an upper bound of the keys.

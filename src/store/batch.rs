@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use alight_format::{EncodedBody, Entry, EntryKind, IndexEntry, Seq, limits};
+use alight_format::{EncodedBody, Entry, EntryKind, IndexEntry, SegmentId, Seq, limits};
 
 use crate::config::SMALL_COMMIT_BYTES_MAX;
 use crate::error::{Error, Result};
@@ -12,6 +12,7 @@ use crate::storage::{AlignedBuf, Caching, write_all_at};
 use crate::store::commit::{SmallCommit, Tail};
 use crate::store::core::Core;
 use crate::store::options::Durability;
+use crate::store::publish::index_entry;
 use crate::store::Store;
 use crate::tensor::{TensorRef, check_key};
 
@@ -115,6 +116,8 @@ impl<'a> Batch<'a> {
     /// reading a tensor from its device says.
     pub fn commit(self) -> Result<()> {
         let core = self.store.core()?;
+        let _passing = core.gate.read();
+        core.check_open()?;
         // The last change of a key counts, in the place of its last mention.
         let mut last: HashMap<&[u8], usize> = HashMap::with_capacity(self.changes.len());
         for (index, change) in self.changes.iter().enumerate() {
@@ -194,7 +197,7 @@ fn finish(core: &Core, seq: Seq, durable: bool) -> Result<()> {
 
 fn encode(core: &Core, entries: &[Entry]) -> Result<EncodedBody> {
     EncodedBody::new(entries).map_err(|error| match error {
-        alight_format::FormatError::TooLarge { what, value, limit } => Error::LimitExceeded { what, value, limit },
+        alight_format::FormatError::LimitExceeded { what, value, limit } => Error::LimitExceeded { what, value, limit },
         error => Error::format(core.layout.root(), error),
     })
 }
@@ -207,7 +210,7 @@ fn lay_out_changes(changes: Vec<Change<'_>>) -> (Vec<Entry>, Vec<Blob<'_>>, u64)
     let entries = changes
         .into_iter()
         .map(|change| match change.value {
-            None => Entry::delete(change.key),
+            None => Entry::delete(&change.key),
             Some(value) => {
                 let offset = offsets.next().expect("one offset was made for each value");
                 let length = value.len_bytes();
@@ -248,7 +251,7 @@ fn stream_payload(tail: &Tail, frame_len: u64, payload_len: u64, blobs: &mut [Bl
 }
 
 fn fill_in_checksums(entries: &mut [Entry], blobs: &mut [Blob<'_>]) {
-    for (entry, blob) in entries.iter_mut().filter(|entry| entry.is_put()).zip(blobs) {
+    for (entry, blob) in entries.iter_mut().filter(|entry| entry.kind == EntryKind::Put).zip(blobs) {
         entry.crc = blob.crc;
         entry.chunk_crcs = std::mem::take(&mut blob.chunk_crcs);
     }
@@ -258,9 +261,6 @@ fn fill_in_checksums(entries: &mut [Entry], blobs: &mut [Blob<'_>]) {
 fn index_entries(entries: Vec<Entry>) -> Vec<IndexEntry> {
     entries
         .into_iter()
-        .map(|entry| {
-            let offset = entry.offset;
-            IndexEntry::from_frame_entry(entry, Seq::ZERO, alight_format::SegmentId(0), 0, offset)
-        })
+        .map(|entry| index_entry(entry, Seq::ZERO, SegmentId(0), 0, 0))
         .collect()
 }

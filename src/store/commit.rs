@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use alight_format::{EncodedBody, IndexEntry, PreludeFields, SegmentId, Seq};
+use alight_format::{EncodedBody, IndexEntry, IndexKind, PAYLOAD_SYNCED, PreludeFields, SegmentId, Seq};
 use parking_lot::Mutex;
 
 use crate::config::{ALLOCATE_STEP_BYTES, GROUP_BYTES_MAX};
@@ -211,7 +211,7 @@ impl Committer {
                 payload_len,
                 synced_through,
                 previous_digest,
-                payload_synced: false,
+                flags: 0,
                 part: 0,
                 parts: 1,
             };
@@ -312,7 +312,7 @@ impl Committer {
             payload_len,
             synced_through: self.synced(),
             previous_digest: tail.previous_digest,
-            payload_synced: true,
+            flags: PAYLOAD_SYNCED,
             part: 0,
             parts: 1,
         };
@@ -451,7 +451,7 @@ fn place(entries: &mut [IndexEntry], seq: Seq, segment: &Segment, frame_offset: 
         entry.seq = seq;
         entry.segment = segment.id;
         entry.frame_offset = frame_offset;
-        if entry.is_put() {
+        if entry.kind == IndexKind::Put {
             entry.offset += payload;
         }
     }

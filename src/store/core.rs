@@ -26,6 +26,8 @@ pub(crate) struct Core {
     pub(crate) counters: Counters,
     pub(crate) durability: Durability,
     pub(crate) closed: AtomicBool,
+    /// Shared by commits in flight; taken alone by whoever closes the store, so that it waits for them.
+    pub(crate) gate: RwLock<()>,
     version: RwLock<Arc<Version>>,
     writer: Option<Writer>,
 }
@@ -70,6 +72,7 @@ impl Core {
             counters: Counters::default(),
             durability: options.durability,
             closed: AtomicBool::new(false),
+            gate: RwLock::default(),
             version: RwLock::new(Arc::new(version)),
             writer,
         }

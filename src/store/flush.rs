@@ -10,10 +10,10 @@ use std::collections::HashSet;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use alight_format::{Manifest, RunId, RunRecord};
+use alight_format::{IndexKind, Manifest, RunId, RunRecord};
 
 use crate::error::Result;
-use crate::index::{Overlay, Run, Version, merge_count, merge_layers, write_run};
+use crate::index::{NewRun, Overlay, Run, Version, merge_count, merge_layers, write_run};
 use crate::metrics::Counters;
 use crate::store::core::{Core, Writer};
 use crate::store::manifest;
@@ -128,8 +128,15 @@ impl Core {
         let expected = frozen.frozen.len() as u64 + runs.iter().map(|run| run.entries()).sum::<u64>();
         let overlays = [&frozen.frozen];
         let layers = merge_layers(&overlays, runs, Bound::Unbounded)?;
-        let entries = layers.filter(|entry| entry.as_ref().map_or(true, |entry| keep_deletes || entry.is_put()));
-        write_run(&*self.storage, &self.layout, self.segments.store(), id, expected, entries)
+        let entries = layers.filter(|entry| entry.as_ref().map_or(true, |entry| keep_deletes || entry.kind == IndexKind::Put));
+        let new = NewRun {
+            store: self.segments.store(),
+            id,
+            unfinished: &self.layout.run_new(id),
+            path: &self.layout.run(id),
+            directory: &self.layout.index(),
+        };
+        write_run(&*self.storage, &new, expected, entries)
     }
 
     /// Removes the files of runs that no manifest names. What cannot be removed now goes at the next open.

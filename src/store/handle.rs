@@ -237,6 +237,8 @@ impl Store {
     /// opened again.
     pub fn sync(&self) -> Result<()> {
         let core = self.core()?;
+        let _passing = core.gate.read();
+        core.check_open()?;
         let committer = &core.writer()?.committer;
         committer.sync_through(committer.last_written())?;
         core.publish();
@@ -297,14 +299,18 @@ impl Store {
 impl Open {
     fn shut(&self) -> Result<()> {
         let Ok(writer) = self.core.writer() else { return Ok(()) };
+        // Commits that are under way come to their end; later ones see that the store is closed.
+        let _alone = self.core.gate.write();
         writer.wanted.lock().shutdown = true;
         writer.signal.notify_all();
-        let panicked = self.thread.lock().take().is_some_and(|thread| thread.join().is_err());
+        let joined = self.thread.lock().take().map(JoinHandle::join);
         let outcome = self.core.settle_and_trim();
         // The lock goes last: whoever opens the store next finds it settled.
         drop(writer.lock.lock().take());
-        assert!(!panicked, "the index thread panicked");
-        outcome
+        match joined {
+            Some(Err(_panic)) => Err(Error::WritesRefused { cause: "the index thread panicked".into() }),
+            _ => outcome,
+        }
     }
 }
 
@@ -315,13 +321,7 @@ impl Drop for Open {
         if self.core.closed.swap(true, Ordering::AcqRel) {
             return;
         }
-        let Ok(writer) = self.core.writer() else { return };
-        writer.wanted.lock().shutdown = true;
-        writer.signal.notify_all();
-        if let Some(thread) = self.thread.lock().take() {
-            let _ = thread.join();
-        }
-        if let Err(error) = self.core.settle_and_trim() {
+        if let Err(error) = self.shut() {
             tracing::warn!(%error, "the store was dropped without close, and could not be settled; it will be recovered");
         }
     }

@@ -12,7 +12,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use alight_format::{FeatureFlags, Manifest, SegmentId, Seq, StoreId};
+use alight_format::{Manifest, SegmentId, Seq, StoreId};
 
 use crate::config::{OPEN_ATTEMPTS, SEGMENT_BYTES_DEFAULT};
 use crate::error::{Error, Result};
@@ -25,7 +25,7 @@ use crate::store::manifest;
 use crate::store::options::{Create, StoreOptions};
 use crate::store::publish::{index_entry, publish};
 use crate::store::recover::{self, Found, Recovery, TailScan};
-use crate::store::segment::{FIRST_FRAME, Segment, Segments, read_header};
+use crate::store::segment::{Segment, Segments, read_header};
 
 /// A store's parts as recovery found them.
 pub(crate) struct Opened {
@@ -135,17 +135,8 @@ fn create(storage: &dyn Storage, layout: &Layout, options: &StoreOptions) -> Res
     let _lock = take_lock(storage, layout)?;
     make(&layout.segments())?;
     make(&layout.index())?;
-    let manifest = Manifest {
-        flags: FeatureFlags::default(),
-        store: StoreId(entropy::random_16()),
-        generation: 1,
-        covered: Seq::ZERO,
-        next_segment: SegmentId(1),
-        next_run: alight_format::RunId(1),
-        segments: Vec::new(),
-        runs: Vec::new(),
-        segment_bytes: options.segment_bytes.unwrap_or(SEGMENT_BYTES_DEFAULT),
-    };
+    let segment_bytes = options.segment_bytes.unwrap_or(SEGMENT_BYTES_DEFAULT);
+    let manifest = Manifest::new(StoreId(entropy::random_16()), segment_bytes);
     manifest::write(storage, layout, &manifest)
 }
 
@@ -176,10 +167,10 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     manifest::read(&**storage, &layout)?;
     let lock = take_lock(&**storage, &layout)?;
     let mut manifest = manifest::read(&**storage, &layout)?;
-    if manifest.flags.unknown_read_only() != 0 {
+    if manifest.flags.unknown_read_only() {
         return Err(Error::Newer {
             path: layout.root().to_path_buf(),
-            what: format!("features {:#x} allow reading only", manifest.flags.unknown_read_only()),
+            what: format!("its features {:#x} allow this build to read only", manifest.flags.read_only_compatible),
         });
     }
     if let Some(bytes) = options.segment_bytes {
@@ -199,7 +190,7 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
         files.insert(scan.segment.id, file);
     }
     settle(&recovery, &files)?;
-    replay(&mut version, &segments, recovery)?;
+    replay(&mut version, &segments, recovery);
 
     let mut tails = Vec::new();
     let mut cut = Vec::new();
@@ -236,7 +227,7 @@ fn open_reading(storage: &Arc<dyn Storage>, layout: Layout) -> Result<Opened> {
         let outcome = load(storage, &layout, &manifest).and_then(|mut loaded| {
             let (recovery, _) = loaded.recover()?;
             let Loaded { segments, mut version, .. } = loaded;
-            replay(&mut version, &segments, recovery)?;
+            replay(&mut version, &segments, recovery);
             Ok((segments, version))
         });
         match outcome {
@@ -331,7 +322,7 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Res
             leftovers.push(layout.index().join(&entry.name));
         }
     }
-    let version = Version { seq: manifest.covered, runs: runs.into(), ..Version::default() };
+    let version = Version::of_runs(manifest.covered, runs);
     Ok(Loaded { segments, version, open, leftovers, covered: manifest.covered })
 }
 
@@ -368,27 +359,22 @@ fn settle(recovery: &Recovery, files: &BTreeMap<SegmentId, Arc<dyn StorageFile>>
 fn rewrite(found: &Found, file: &dyn StorageFile) -> Result<()> {
     let path = &found.segment.path;
     // A payload that was synced before its frame needs no second writing.
-    let end = if found.prelude.payload_synced() { found.payload() } else { found.end() };
+    let end = if found.payload_synced() { found.payload() } else { found.end() };
     let mut bytes = AlignedBuf::zeroed((end - found.prelude.offset) as usize);
     read_exact_at(file, &mut bytes, found.prelude.offset, Caching::Buffered).map_err(Error::io("read", path))?;
     write_all_at(file, &bytes, found.prelude.offset, Caching::Direct).map_err(Error::io("write", path))
 }
 
-fn replay(version: &mut Version, segments: &Segments, recovery: Recovery) -> Result<()> {
+fn replay(version: &mut Version, segments: &Segments, recovery: Recovery) {
+    let last = recovery.last;
     for found in recovery.commits {
         let (end, payload) = (found.end(), found.payload());
         let Found { segment, prelude, entries, digest } = found;
         let entries = entries
             .into_iter()
-            .map(|entry| index_entry(entry, prelude.seq, &segment, prelude.offset, payload))
+            .map(|entry| index_entry(entry, prelude.seq, segment.id, prelude.offset, payload))
             .collect();
         publish(version, segments, Written { seq: prelude.seq, durable: true, segment, end, digest, entries });
     }
-    debug_assert_eq!(version.seq, recovery.last);
-    Ok(())
-}
-
-/// Whether a segment holds nothing at all.
-pub(crate) fn is_unused(segment: &Segment) -> bool {
-    segment.accounting.lock().end == FIRST_FRAME
+    debug_assert_eq!(version.seq, last);
 }

@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use alight_format::{Entry, EntryKind, IndexEntry, Seq};
+use alight_format::{Entry, EntryKind, IndexEntry, IndexKind, SegmentId, Seq};
 
-use crate::error::Result;
 use crate::index::Version;
 use crate::store::commit::Written;
-use crate::store::segment::{Segment, Segments};
+use crate::store::segment::Segments;
 
 /// Adds one commit to a version that nobody else sees yet, and to the accounts of the segments it touches.
 ///
@@ -25,7 +24,7 @@ pub(crate) fn publish(version: &mut Version, segments: &Segments, commit: Writte
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "live bytes are counted too high: an index block cannot be read"),
         }
-        if entry.is_put()
+        if entry.kind == IndexKind::Put
             && let Some(segment) = segments.get(entry.segment)
         {
             let mut accounting = segment.accounting.lock();
@@ -43,18 +42,23 @@ pub(crate) fn publish(version: &mut Version, segments: &Segments, commit: Writte
 }
 
 /// The index's view of a frame's entry, in a commit whose payload begins at `payload` of `segment`.
-pub(crate) fn index_entry(
-    entry: Entry,
-    seq: Seq,
-    segment: &Segment,
-    frame_offset: u64,
-    payload: u64,
-) -> Result<IndexEntry> {
-    let kind = entry.kind;
-    let (segment, frame_offset, offset) = match kind {
-        EntryKind::Put => (segment.id, frame_offset, payload + entry.offset),
-        EntryKind::Delete => (segment.id, frame_offset, 0),
-        EntryKind::Alias => (alight_format::SegmentId(entry.segment), entry.frame_offset, entry.offset),
+pub(crate) fn index_entry(entry: Entry, seq: Seq, segment: SegmentId, frame_offset: u64, payload: u64) -> IndexEntry {
+    let (segment, frame_offset, offset) = match entry.kind {
+        EntryKind::Put => (segment, frame_offset, payload + entry.offset),
+        EntryKind::Delete => return IndexEntry::tombstone(&entry.key, seq, segment, frame_offset),
+        EntryKind::Alias => (SegmentId(entry.segment), entry.frame_offset, entry.offset),
     };
-    Ok(IndexEntry::from_frame_entry(entry, seq, segment, frame_offset, offset))
+    IndexEntry {
+        dtype: entry.dtype().expect("entries are judged when they are made and when they are read"),
+        has_attributes: !entry.attributes.is_empty(),
+        key: entry.key,
+        kind: IndexKind::Put,
+        seq,
+        segment,
+        frame_offset,
+        offset,
+        length: entry.length,
+        crc: entry.crc,
+        shape: entry.shape,
+    }
 }

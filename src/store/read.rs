@@ -4,7 +4,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::sync::Arc;
 
-use alight_format::{Entry, IndexEntry, SegmentId, crc32, limits};
+use alight_format::{Entry, EntryKind, IndexEntry, SegmentId, crc32, limits};
 
 use crate::device::Device;
 use crate::error::{Damage, DisplayKey, Error, Result};
@@ -72,6 +72,16 @@ impl Core {
         Ok(())
     }
 
+    /// Reads a value and compares it with its checksum.
+    pub(crate) fn check_value(&self, entry: &IndexEntry) -> Result<()> {
+        let mut hasher = crc32fast::Hasher::new();
+        self.read_in_order(entry, |_, bytes| {
+            hasher.update(bytes);
+            Ok(())
+        })?;
+        if hasher.finalize() == entry.crc { Ok(()) } else { Err(self.damaged_value(entry)) }
+    }
+
     /// Hands a value on chunk by chunk, each verified first.
     pub(crate) fn read_to_writer(&self, entry: &IndexEntry, out: &mut dyn Write) -> Result<()> {
         let chunk_crcs = self.chunk_crcs(entry)?;
@@ -126,7 +136,7 @@ impl Core {
         frame
             .entries
             .into_iter()
-            .find(|found| found.is_put() && payload + found.offset == entry.offset && found.crc == entry.crc)
+            .find(|found| found.kind == EntryKind::Put && payload + found.offset == entry.offset && found.crc == entry.crc)
             .ok_or_else(|| damaged("the frame that the index names does not hold it"))
     }
 

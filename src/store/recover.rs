@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use alight_format::{Entry, Frame, PRELUDE_BYTES, Prelude, Seq, limits};
+use alight_format::{Entry, EntryKind, Frame, PAYLOAD_SYNCED, PRELUDE_BYTES, Prelude, Seq, limits};
 
 use crate::error::{Damage, Error, Result};
 use crate::storage::{AlignedBuf, Caching, StorageFile, read_exact_at};
@@ -31,6 +31,11 @@ impl Found {
     /// Where its commit ends in its segment.
     pub(crate) fn end(&self) -> u64 {
         self.prelude.offset + self.prelude.frame_len + self.prelude.payload_len
+    }
+
+    /// Whether the payload was synced before the frame was written.
+    pub(crate) fn payload_synced(&self) -> bool {
+        self.prelude.flags & PAYLOAD_SYNCED != 0
     }
 
     /// Where its payload begins.
@@ -173,11 +178,11 @@ pub(crate) fn payload_is_whole(found: &Found, file: &dyn StorageFile) -> Result<
     let path = &found.segment.path;
     let mut payload = AlignedBuf::zeroed(found.prelude.payload_len as usize);
     read_exact_at(file, &mut payload, found.payload(), Caching::Buffered).map_err(Error::io("read", path))?;
-    Ok(found.entries.iter().filter(|entry| entry.is_put()).all(|entry| {
+    Ok(found.entries.iter().filter(|entry| entry.kind == EntryKind::Put).all(|entry| {
         let start = entry.offset as usize;
         payload
             .get(start..start + entry.length as usize)
-            .is_some_and(|bytes| alight_format::checksum::crc32(bytes) == entry.crc)
+            .is_some_and(|bytes| alight_format::crc32(bytes) == entry.crc)
     }))
 }
 
@@ -225,7 +230,7 @@ pub(crate) fn judge(covered: Seq, scans: &mut [TailScan], files: &Files<'_>) -> 
         for found in scan.frames.drain(..) {
             let seq = found.prelude.seq;
             let believed = seq <= proven
-                || found.prelude.payload_synced()
+                || found.payload_synced()
                 || payload_is_whole(&found, &*files(&found.segment)?)?;
             if seq <= covered || evidence.insert(seq, Evidence { believed }).is_some() {
                 return Err(Error::Damaged(Damage {

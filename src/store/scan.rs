@@ -63,6 +63,6 @@ impl Iterator for Scan {
     type Item = Result<TensorInfo>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.next_entry().map(|entry| info_of(&entry?))
+        Some(self.next_entry()?.and_then(|entry| info_of(&entry)))
     }
 }

@@ -163,7 +163,7 @@ impl Segments {
         *next = SegmentId(id.get() + 1);
         let salt = Salt(entropy::random_u64());
         let path = self.layout.segment(id);
-        let header = SegmentHeader::new(self.store, id, salt, single_commit);
+        let header = SegmentHeader { single_commit, ..SegmentHeader::new(self.store, id, salt) };
         let file = self.storage.open(&path, OpenMode::CreateNew).map_err(Error::io("create", &path))?;
         let made = (|| {
             let mut block = AlignedBuf::zeroed(FIRST_FRAME as usize);

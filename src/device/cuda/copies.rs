@@ -1,0 +1,135 @@
+//! Copies between device memory and host memory on a stream of their own. It knows no file and no key; it is where slots
+//! are handed to the hardware, and where it is made true that nothing is touched or freed under it.
+//!
+//! # Invariants
+//! - A slot whose copy was enqueued is busy until its event has passed; nobody reads, writes or reuses it before.
+//! - The device memory is shared by the copies, and kept for ever if the driver cannot say that they are done.
+//! - A stream goes back to its device only when it is idle and healthy.
+
+use std::mem;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::error::CudaError;
+use super::memory::CudaMemory;
+use super::stream::Stream;
+use crate::device::staging::{BusySlot, Slot};
+use crate::error::Result;
+
+/// A stream lent to the copies of one run of device memory. Several threads may enqueue at the same time; the copies run
+/// one after another. Dropping it waits for them.
+pub(in crate::device) struct Copies {
+    memory: Arc<CudaMemory>,
+    /// Taken at the end, when it goes back to the device.
+    stream: Option<Stream>,
+}
+
+impl Copies {
+    /// Lends a stream for copies to and from `memory`.
+    pub(in crate::device) fn new(memory: &Arc<CudaMemory>) -> Result<Copies> {
+        let stream = memory.device().lend_stream()?;
+        Ok(Copies { memory: Arc::clone(memory), stream: Some(stream) })
+    }
+
+    /// Enqueues a copy of a slot's range to `offset` of the memory. The slot returns to its ring when the copy is done.
+    ///
+    /// # Panics
+    /// If the range lies outside the slot, or the bytes outside the memory.
+    pub(in crate::device) fn upload(&self, slot: Slot, range: Range<usize>, offset: u64) -> Result<()> {
+        let bytes = &slot[range];
+        let target = self.address(offset, bytes.len());
+        // SAFETY: the target lies in memory that `self` shares until the copies are done, and the source in `slot`, which
+        // `handed_over` keeps from everyone until then. Both ranges were just checked.
+        let enqueued = unsafe { self.stream().copy_to_device(target, bytes.as_ptr(), bytes.len()) };
+        self.handed_over("copy to the device", slot, enqueued).map(drop)
+    }
+
+    /// Enqueues a copy of `len` bytes at `offset` of the memory to the start of a slot.
+    ///
+    /// # Panics
+    /// If `len` is more than the slot holds, or the bytes lie outside the memory.
+    pub(in crate::device) fn download(&self, mut slot: Slot, offset: u64, len: usize) -> Result<BusySlot> {
+        let bytes = &mut slot[..len];
+        let source = self.address(offset, bytes.len());
+        // SAFETY: as in `upload`, the other way round.
+        let enqueued = unsafe { self.stream().copy_to_host(bytes.as_mut_ptr(), source, bytes.len()) };
+        self.handed_over("copy from the device", slot, enqueued)
+    }
+
+    /// Copies any host bytes to `offset` of the memory and waits until they are there.
+    pub(in crate::device) fn write(self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let target = self.address(offset, bytes.len());
+        // SAFETY: both ranges are valid (the one checked, the other a slice) and `finish` waits for the copy before the
+        // borrow of `bytes` ends. If it cannot, the driver has lost the device, and with it the copy.
+        let enqueued = unsafe { self.stream().copy_to_device(target, bytes.as_ptr(), bytes.len()) };
+        self.finish_one("copy to the device", enqueued)
+    }
+
+    /// Copies from `offset` of the memory into any host memory and waits until the bytes are there.
+    pub(in crate::device) fn read(self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let source = self.address(offset, bytes.len());
+        // SAFETY: as in `write`.
+        let enqueued = unsafe { self.stream().copy_to_host(bytes.as_mut_ptr(), source, bytes.len()) };
+        self.finish_one("copy from the device", enqueued)
+    }
+
+    /// Waits until every copy is done; any that failed is the error.
+    pub(in crate::device) fn finish(mut self) -> Result<()> {
+        self.settle().map_err(|error| self.memory.device().context().error("wait for copies", error))
+    }
+
+    /// The end of a blocking copy: what failed first, the enqueuing or the copy.
+    fn finish_one(mut self, action: &'static str, enqueued: Result<(), CudaError>) -> Result<()> {
+        let settled = self.settle();
+        enqueued.and(settled).map_err(|error| self.memory.device().context().error(action, error))
+    }
+
+    /// Marks the end of an enqueued copy and makes the slot busy until then. Where the copy was refused, or cannot be
+    /// marked, waits until the hardware is surely done with the slot; where not even that can be known, the slot is lost.
+    fn handed_over(&self, action: &'static str, slot: Slot, enqueued: Result<(), CudaError>) -> Result<BusySlot> {
+        match enqueued.and_then(|()| self.stream().record(slot.event())) {
+            Ok(()) => Ok(slot.into_busy()),
+            Err(error) => {
+                let error = self.memory.device().context().error(action, error);
+                if self.stream().synchronize().is_err() {
+                    slot.abandon(&error);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for every copy, then gives the stream back. Where the driver cannot say that they are done, the stream and the
+    /// memory are never freed.
+    fn settle(&mut self) -> Result<(), CudaError> {
+        let Some(stream) = self.stream.take() else { return Ok(()) };
+        match stream.synchronize() {
+            Ok(()) => self.memory.device().take_stream_back(stream),
+            Err(error) => {
+                mem::forget(stream);
+                mem::forget(Arc::clone(&self.memory));
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn stream(&self) -> &Stream {
+        self.stream.as_ref().expect("the stream is taken only by the last use of the copies")
+    }
+
+    /// The address of `len` bytes at `offset`, which lie in the memory.
+    fn address(&self, offset: u64, len: usize) -> u64 {
+        let end = offset.checked_add(len as u64);
+        assert!(end.is_some_and(|end| end <= self.memory.len_bytes()), "a copy past the end of device memory");
+        self.memory.address() + offset
+    }
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        if let Err(error) = self.settle() {
+            self.memory.device().context().log("wait for copies", error);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Memory that CUDA knows: on the device, taken and freed; on the host, pinned and unpinned. It copies nothing.
+//!
+//! # Invariants
+//! - Whoever enqueues a copy holds a share of the device memory until the copy is done, so the last share frees it with no
+//!   copy in flight.
+
+use std::ffi::c_void;
+
+use super::CudaDevice;
+use super::context::Context;
+use super::driver::{CUdeviceptr, HOST_REGISTER_PORTABLE};
+use super::error::CudaError;
+use crate::error::{Error, Result};
+
+/// A run of device memory.
+pub(in crate::device) struct CudaMemory {
+    device: &'static CudaDevice,
+    /// 0 for no bytes.
+    address: CUdeviceptr,
+    len_bytes: u64,
+}
+
+impl CudaMemory {
+    /// Takes `len_bytes` bytes; the contents are whatever was there. No bytes take nothing.
+    pub(super) fn allocate(device: &'static CudaDevice, len_bytes: u64) -> Result<CudaMemory> {
+        let context = device.context();
+        let mut address: CUdeviceptr = 0;
+        if len_bytes > 0 {
+            // A length that no address space has is refused like one that the device has not.
+            let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
+            context
+                .enter()
+                // SAFETY: `address` is a valid place for the answer, and the context is current.
+                .and_then(|entered| unsafe { entered.driver.memory_allocate(&mut address, len) })
+                .map_err(|error| match (error, memory_info(context)) {
+                    (CudaError::OUT_OF_MEMORY, Ok((free, _))) => {
+                        Error::DeviceMemory { device: format!("cuda:{}", context.ordinal()), needed: len_bytes, free }
+                    }
+                    _ => context.error("allocate", error),
+                })?;
+        }
+        Ok(CudaMemory { device, address, len_bytes })
+    }
+
+    /// The device that the memory is on.
+    pub(super) fn device(&self) -> &'static CudaDevice {
+        self.device
+    }
+
+    /// The address of the first byte; 0 for no bytes.
+    pub(in crate::device) fn address(&self) -> CUdeviceptr {
+        self.address
+    }
+
+    /// The length in bytes.
+    pub(in crate::device) fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+}
+
+impl Drop for CudaMemory {
+    fn drop(&mut self) {
+        if self.len_bytes > 0 {
+            // SAFETY: the address came from `memory_allocate`, is freed once, and no copy uses it (see the invariant).
+            let freed =
+                self.device.context().enter().and_then(|entered| unsafe { entered.driver.memory_free(self.address) });
+            if let Err(error) = freed {
+                self.device.context().log("free memory", error);
+            }
+        }
+    }
+}
+
+/// The free and the total bytes of the device.
+pub(super) fn memory_info(context: &Context) -> Result<(u64, u64), CudaError> {
+    let (mut free, mut total) = (0, 0);
+    let entered = context.enter()?;
+    // SAFETY: both are valid places for the answers, and the context is current.
+    unsafe { entered.driver.memory_info(&mut free, &mut total) }?;
+    Ok((free as u64, total as u64))
+}
+
+/// Host memory is pinned while this lives.
+pub(in crate::device) struct Pinned {
+    context: &'static Context,
+    address: *mut c_void,
+}
+
+// SAFETY: the address is only given back to the driver, which any thread may do.
+unsafe impl Send for Pinned {}
+// SAFETY: nothing can be done with a shared one.
+unsafe impl Sync for Pinned {}
+
+impl Pinned {
+    /// Pins host memory for every context of the process.
+    ///
+    /// Memory of our own is registered, rather than taken from the driver (`cuMemHostAlloc`), because it is then ordinary
+    /// anonymous memory: in huge pages, touched by several threads at once, and a place for direct I/O on any kernel.
+    ///
+    /// # Safety
+    /// The memory stays mapped until the answer is dropped.
+    pub(super) unsafe fn register(
+        context: &'static Context,
+        address: *mut u8,
+        len: usize,
+    ) -> Result<Pinned, CudaError> {
+        let address = address.cast::<c_void>();
+        let entered = context.enter()?;
+        // SAFETY: the caller answers for the memory; the context is current.
+        unsafe { entered.driver.host_register(address, len, HOST_REGISTER_PORTABLE) }?;
+        Ok(Pinned { context, address })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: the address came from `host_register` and is given back once.
+        let unpinned = self.context.enter().and_then(|entered| unsafe { entered.driver.host_unregister(self.address) });
+        if let Err(error) = unpinned {
+            self.context.log("unpin host memory", error);
+        }
+    }
+}

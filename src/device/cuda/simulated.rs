@@ -1,0 +1,502 @@
+//! A CUDA driver that is not there: the same table of functions over host memory, so that every rule of this layer is
+//! tested on machines without a GPU. It is as late as a GPU may be: a copy from or to pinned memory happens when somebody
+//! waits for it, or on a whim when its event is asked after. Who reuses, unpins or frees memory too early is found out.
+//!
+//! What no caller may do, whatever the driver answers, ends the test process: freeing or unpinning memory that a copy will
+//! use, destroying a stream that has work, copying out of bounds. What a caller may get wrong is answered as the driver
+//! does: a call without the right context current, a foreign handle.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::ops::Range;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use cudarc::driver::sys::CUresult;
+use parking_lot::Mutex;
+
+use super::CudaDevice;
+use super::driver::{CUcontext, CUdevice, CUdeviceptr, CUevent, CUstream, Code, Driver};
+
+/// The memory of a simulated GPU.
+pub(in crate::device) const MEMORY_BYTES: u64 = 1 << 30;
+
+const OK: Code = 0;
+const INVALID_VALUE: Code = CUresult::CUDA_ERROR_INVALID_VALUE as Code;
+const INVALID_CONTEXT: Code = CUresult::CUDA_ERROR_INVALID_CONTEXT as Code;
+const INVALID_HANDLE: Code = CUresult::CUDA_ERROR_INVALID_HANDLE as Code;
+const OUT_OF_MEMORY: Code = CUresult::CUDA_ERROR_OUT_OF_MEMORY as Code;
+const NOT_READY: Code = CUresult::CUDA_ERROR_NOT_READY as Code;
+const INVALID_DEVICE: Code = CUresult::CUDA_ERROR_INVALID_DEVICE as Code;
+
+static GPUS: Mutex<BTreeMap<u32, Arc<Mutex<Gpu>>>> = Mutex::new(BTreeMap::new());
+static HANDLES: AtomicUsize = AtomicUsize::new(1);
+
+thread_local! {
+    /// This thread's contexts, the current one last: the ordinals of their GPUs.
+    static CONTEXTS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+}
+
+#[derive(Default)]
+struct Gpu {
+    allocations: BTreeMap<u64, Vec<u8>>,
+    next_address: u64,
+    pinned: BTreeMap<usize, usize>,
+    streams: BTreeMap<usize, Queue>,
+    /// What each event was last recorded behind: a stream and the number of its last job.
+    events: BTreeMap<usize, Option<(usize, u64)>>,
+    whim: u64,
+    calls: u64,
+    fail: Option<Failure>,
+    lost: Option<Code>,
+}
+
+#[derive(Clone, Copy)]
+struct Failure {
+    call: u64,
+    code: Code,
+    loses_gpu: bool,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    enqueued: u64,
+    done: u64,
+}
+
+enum Job {
+    ToDevice { target: u64, source: Source },
+    ToHost { target: Range<usize>, source: u64 },
+}
+
+enum Source {
+    Pinned(Range<usize>),
+    /// Pageable memory is copied by the driver before the call returns.
+    Taken(Vec<u8>),
+}
+
+/// A handle to a simulated GPU of its own.
+pub(in crate::device) struct Simulated {
+    pub(in crate::device) device: &'static CudaDevice,
+    gpu: Arc<Mutex<Gpu>>,
+}
+
+impl Simulated {
+    pub(in crate::device) fn new() -> Simulated {
+        static ORDINALS: AtomicU32 = AtomicU32::new(1000);
+        let ordinal = ORDINALS.fetch_add(1, Ordering::Relaxed);
+        let gpu = Arc::new(Mutex::new(Gpu { next_address: 1 << 40, whim: u64::from(ordinal), ..Gpu::default() }));
+        GPUS.lock().insert(ordinal, Arc::clone(&gpu));
+        let device = CudaDevice::new(&DRIVER, ordinal).expect("a simulated device opens");
+        Simulated { device, gpu }
+    }
+
+    /// Calls that the GPU has answered so far.
+    pub(in crate::device) fn calls(&self) -> u64 {
+        self.gpu.lock().calls
+    }
+
+    /// Fails the call after the next `calls` ones with a code, once or, where the GPU is lost with it, from then on.
+    pub(in crate::device) fn fail_after(&self, calls: u64, code: Code, loses_gpu: bool) {
+        let mut gpu = self.gpu.lock();
+        gpu.fail = Some(Failure { call: gpu.calls + calls + 1, code, loses_gpu });
+    }
+
+    /// Fails nothing more. What is lost stays lost.
+    pub(in crate::device) fn fail_no_more(&self) {
+        self.gpu.lock().fail = None;
+    }
+
+    pub(in crate::device) fn allocated_bytes(&self) -> u64 {
+        self.gpu.lock().allocations.values().map(|bytes| bytes.len() as u64).sum()
+    }
+
+    pub(in crate::device) fn streams(&self) -> usize {
+        self.gpu.lock().streams.len()
+    }
+
+    pub(in crate::device) fn pinned_bytes(&self) -> usize {
+        self.gpu.lock().pinned.values().sum()
+    }
+
+    /// Copies that nobody has waited for yet.
+    pub(in crate::device) fn copies_in_flight(&self) -> usize {
+        self.gpu.lock().streams.values().map(|queue| queue.jobs.len()).sum()
+    }
+
+    /// Makes this GPU's context the thread's own, as a caller's CUDA code does; says which one is current.
+    pub(in crate::device) fn make_current(&self) {
+        CONTEXTS.with_borrow_mut(|contexts| contexts.push(self.device.ordinal()));
+    }
+
+    /// The ordinals of the thread's contexts, the current one last.
+    pub(in crate::device) fn contexts() -> Vec<u32> {
+        CONTEXTS.with_borrow(Clone::clone)
+    }
+}
+
+impl Gpu {
+    /// Whether the call may go ahead.
+    fn begin(&mut self) -> Result<(), Code> {
+        self.calls += 1;
+        if let Some(failure) = self.fail.take_if(|failure| failure.call == self.calls) {
+            self.lost = failure.loses_gpu.then_some(failure.code);
+            if failure.loses_gpu {
+                // The hardware stops where it is.
+                self.streams.values_mut().for_each(|queue| queue.jobs.clear());
+            }
+            return Err(failure.code);
+        }
+        self.lost.map_or(Ok(()), Err)
+    }
+
+    fn is_pinned(&self, range: &Range<usize>) -> bool {
+        let before = self.pinned.range(..=range.start).next_back();
+        before.is_some_and(|(start, len)| range.end <= start + len)
+    }
+
+    /// Whether a copy in flight uses any of this host memory.
+    fn host_in_use(&self, range: &Range<usize>) -> bool {
+        self.streams.values().flat_map(|queue| &queue.jobs).any(|job| match job {
+            Job::ToDevice { source: Source::Pinned(host), .. } | Job::ToHost { target: host, .. } => {
+                host.start < range.end && range.start < host.end
+            }
+            Job::ToDevice { .. } => false,
+        })
+    }
+
+    /// The bytes of device memory; out of bounds is the end of the test process.
+    fn device_bytes(&mut self, address: u64, len: usize) -> &mut [u8] {
+        let (start, bytes) = self.allocations.range_mut(..=address).next_back().expect("an address of device memory");
+        let offset = usize::try_from(address - start).expect("offsets are small");
+        &mut bytes[offset..offset + len]
+    }
+
+    fn enqueue(&mut self, stream: usize, job: Job) -> Result<(), Code> {
+        let queue = self.streams.get_mut(&stream).ok_or(INVALID_HANDLE)?;
+        queue.jobs.push_back(job);
+        queue.enqueued += 1;
+        Ok(())
+    }
+
+    /// Runs a stream's jobs up to a number.
+    fn run(&mut self, stream: usize, last: u64) -> Result<(), Code> {
+        loop {
+            let queue = self.streams.get_mut(&stream).ok_or(INVALID_HANDLE)?;
+            if queue.done >= last {
+                return Ok(());
+            }
+            queue.done += 1;
+            let job = queue.jobs.pop_front().expect("what is not done is queued");
+            self.execute(job);
+        }
+    }
+
+    fn execute(&mut self, job: Job) {
+        match job {
+            Job::ToDevice { target, source: Source::Taken(bytes) } => {
+                self.device_bytes(target, bytes.len()).copy_from_slice(&bytes);
+            }
+            Job::ToDevice { target, source: Source::Pinned(host) } => {
+                assert!(self.is_pinned(&host), "a copy from memory that is no longer pinned");
+                let bytes = self.device_bytes(target, host.len());
+                // SAFETY: pinned, so mapped; a caller who writes to it now breaks the rule that this driver is here to test.
+                unsafe { ptr::copy_nonoverlapping(host.start as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+            }
+            Job::ToHost { target, source } => {
+                assert!(self.is_pinned(&target), "a copy to memory that is no longer pinned");
+                let bytes = self.device_bytes(source, target.len());
+                // SAFETY: as above.
+                unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), target.start as *mut u8, bytes.len()) };
+            }
+        }
+    }
+}
+
+fn code(result: Result<(), Code>) -> Code {
+    result.err().unwrap_or(OK)
+}
+
+/// Runs a call on the GPU whose context is current.
+fn on_current(call: impl FnOnce(&mut Gpu) -> Result<(), Code>) -> Code {
+    let Some(ordinal) = CONTEXTS.with_borrow(|contexts| contexts.last().copied()) else { return INVALID_CONTEXT };
+    let gpu = Arc::clone(&GPUS.lock()[&ordinal]);
+    let mut gpu = gpu.lock();
+    code(gpu.begin().and_then(|()| call(&mut gpu)))
+}
+
+fn handle<T>() -> *mut T {
+    ptr::without_provenance_mut(HANDLES.fetch_add(1, Ordering::Relaxed))
+}
+
+static DRIVER: Driver = Driver {
+    init,
+    device_get_count,
+    device_get,
+    device_get_name,
+    primary_context_retain,
+    context_current,
+    context_push,
+    context_pop,
+    memory_info,
+    memory_allocate,
+    memory_free,
+    host_register,
+    host_unregister,
+    copy_to_device,
+    copy_to_host,
+    stream_create,
+    stream_synchronize,
+    stream_destroy,
+    event_create,
+    event_record,
+    event_query,
+    event_synchronize,
+    event_destroy,
+    error_name,
+    error_text,
+};
+
+extern "C" fn init(_flags: c_uint) -> Code {
+    OK
+}
+
+unsafe extern "C" fn device_get_count(count: *mut c_int) -> Code {
+    // SAFETY: this and every place for an answer below is valid, as the real driver demands.
+    unsafe { *count = 1 };
+    OK
+}
+
+unsafe extern "C" fn device_get(device: *mut CUdevice, ordinal: c_int) -> Code {
+    if !GPUS.lock().contains_key(&u32::try_from(ordinal).unwrap_or(u32::MAX)) {
+        return INVALID_DEVICE;
+    }
+    // SAFETY: a place for the answer.
+    unsafe { *device = ordinal };
+    OK
+}
+
+unsafe extern "C" fn device_get_name(name: *mut c_char, len: c_int, _device: CUdevice) -> Code {
+    let text = c"Simulated GPU";
+    assert!(len as usize > text.count_bytes());
+    // SAFETY: a place for `len` characters, and the text is shorter.
+    unsafe { ptr::copy_nonoverlapping(text.as_ptr(), name, text.count_bytes() + 1) };
+    OK
+}
+
+unsafe extern "C" fn primary_context_retain(context: *mut CUcontext, device: CUdevice) -> Code {
+    // SAFETY: a place for the answer.
+    unsafe { *context = ptr::without_provenance_mut(device as usize) };
+    OK
+}
+
+unsafe extern "C" fn context_current(context: *mut CUcontext) -> Code {
+    let current = CONTEXTS.with_borrow(|contexts| contexts.last().map_or(0, |&ordinal| ordinal as usize));
+    // SAFETY: a place for the answer.
+    unsafe { *context = ptr::without_provenance_mut(current) };
+    OK
+}
+
+unsafe extern "C" fn context_push(context: CUcontext) -> Code {
+    CONTEXTS.with_borrow_mut(|contexts| contexts.push(context.addr() as u32));
+    OK
+}
+
+unsafe extern "C" fn context_pop(context: *mut CUcontext) -> Code {
+    let Some(popped) = CONTEXTS.with_borrow_mut(Vec::pop) else { return INVALID_CONTEXT };
+    // SAFETY: a place for the answer.
+    unsafe { *context = ptr::without_provenance_mut(popped as usize) };
+    OK
+}
+
+unsafe extern "C" fn memory_info(free: *mut usize, total: *mut usize) -> Code {
+    on_current(|gpu| {
+        let used: usize = gpu.allocations.values().map(Vec::len).sum();
+        // SAFETY: places for the answers.
+        unsafe { (*free, *total) = (MEMORY_BYTES as usize - used, MEMORY_BYTES as usize) };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn memory_allocate(address: *mut CUdeviceptr, len: usize) -> Code {
+    on_current(|gpu| {
+        if len == 0 {
+            return Err(INVALID_VALUE);
+        }
+        let used: usize = gpu.allocations.values().map(Vec::len).sum();
+        if len > MEMORY_BYTES as usize - used {
+            return Err(OUT_OF_MEMORY);
+        }
+        // SAFETY: a place for the answer.
+        unsafe { *address = gpu.next_address };
+        // Not zeros: new device memory holds anything.
+        gpu.allocations.insert(gpu.next_address, vec![0xa5; len]);
+        gpu.next_address += (len as u64).next_multiple_of(512) + 512;
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn memory_free(address: CUdeviceptr) -> Code {
+    on_current(|gpu| {
+        let bytes = gpu.allocations.remove(&address).ok_or(INVALID_VALUE)?;
+        let range = address..address + bytes.len() as u64;
+        let used = gpu.streams.values().flat_map(|queue| &queue.jobs).any(|job| match job {
+            Job::ToDevice { target: device, .. } | Job::ToHost { source: device, .. } => range.contains(device),
+        });
+        assert!(!used, "device memory was freed under a copy");
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn host_register(address: *mut c_void, len: usize, _flags: c_uint) -> Code {
+    on_current(|gpu| {
+        gpu.pinned.insert(address.addr(), len);
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn host_unregister(address: *mut c_void) -> Code {
+    on_current(|gpu| {
+        let len = gpu.pinned.remove(&address.addr()).ok_or(INVALID_VALUE)?;
+        assert!(!gpu.host_in_use(&(address.addr()..address.addr() + len)), "host memory was unpinned under a copy");
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn copy_to_device(target: CUdeviceptr, source: *const c_void, len: usize, stream: CUstream) -> Code {
+    on_current(|gpu| {
+        let host = source.expose_provenance()..source.addr() + len;
+        gpu.device_bytes(target, len);
+        let source = if gpu.is_pinned(&host) {
+            Source::Pinned(host)
+        } else {
+            // SAFETY: the caller's range is valid during the call.
+            Source::Taken(unsafe { std::slice::from_raw_parts(source.cast::<u8>(), len) }.to_vec())
+        };
+        gpu.enqueue(stream.addr(), Job::ToDevice { target, source })
+    })
+}
+
+unsafe extern "C" fn copy_to_host(target: *mut c_void, source: CUdeviceptr, len: usize, stream: CUstream) -> Code {
+    on_current(|gpu| {
+        let host = target.expose_provenance()..target.addr() + len;
+        gpu.device_bytes(source, len);
+        if gpu.is_pinned(&host) {
+            return gpu.enqueue(stream.addr(), Job::ToHost { target: host, source });
+        }
+        // Into pageable memory the driver copies before it returns.
+        let last = gpu.streams.get(&stream.addr()).ok_or(INVALID_HANDLE)?.enqueued;
+        gpu.run(stream.addr(), last)?;
+        let bytes = gpu.device_bytes(source, len);
+        // SAFETY: the caller's range is valid during the call.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), target.cast::<u8>(), len) };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn stream_create(stream: *mut CUstream, _flags: c_uint) -> Code {
+    on_current(|gpu| {
+        let new: CUstream = handle();
+        gpu.streams.insert(new.addr(), Queue::default());
+        // SAFETY: a place for the answer.
+        unsafe { *stream = new };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn stream_synchronize(stream: CUstream) -> Code {
+    on_current(|gpu| {
+        let last = gpu.streams.get(&stream.addr()).ok_or(INVALID_HANDLE)?.enqueued;
+        gpu.run(stream.addr(), last)
+    })
+}
+
+unsafe extern "C" fn stream_destroy(stream: CUstream) -> Code {
+    on_current(|gpu| {
+        let queue = gpu.streams.remove(&stream.addr()).ok_or(INVALID_HANDLE)?;
+        assert!(queue.jobs.is_empty(), "a stream was destroyed that had work");
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn event_create(event: *mut CUevent, _flags: c_uint) -> Code {
+    on_current(|gpu| {
+        let new: CUevent = handle();
+        gpu.events.insert(new.addr(), None);
+        // SAFETY: a place for the answer.
+        unsafe { *event = new };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn event_record(event: CUevent, stream: CUstream) -> Code {
+    on_current(|gpu| {
+        let last = gpu.streams.get(&stream.addr()).ok_or(INVALID_HANDLE)?.enqueued;
+        *gpu.events.get_mut(&event.addr()).ok_or(INVALID_HANDLE)? = Some((stream.addr(), last));
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn event_query(event: CUevent) -> Code {
+    on_current(|gpu| {
+        let Some((stream, last)) = *gpu.events.get(&event.addr()).ok_or(INVALID_HANDLE)? else { return Ok(()) };
+        // A stream that was destroyed had no work left.
+        let Some(done) = gpu.streams.get(&stream).map(|queue| queue.done) else { return Ok(()) };
+        gpu.whim = gpu.whim.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        if done < last && gpu.whim >> 63 == 0 {
+            gpu.run(stream, done + 1)?;
+        }
+        if gpu.streams[&stream].done < last { Err(NOT_READY) } else { Ok(()) }
+    })
+}
+
+unsafe extern "C" fn event_synchronize(event: CUevent) -> Code {
+    on_current(|gpu| match *gpu.events.get(&event.addr()).ok_or(INVALID_HANDLE)? {
+        Some((stream, last)) if gpu.streams.contains_key(&stream) => gpu.run(stream, last),
+        _ => Ok(()),
+    })
+}
+
+unsafe extern "C" fn event_destroy(event: CUevent) -> Code {
+    on_current(|gpu| gpu.events.remove(&event.addr()).map(drop).ok_or(INVALID_HANDLE))
+}
+
+unsafe extern "C" fn error_name(code: Code, name: *mut *const c_char) -> Code {
+    let text = match code {
+        OUT_OF_MEMORY => c"CUDA_ERROR_OUT_OF_MEMORY",
+        700 => c"CUDA_ERROR_ILLEGAL_ADDRESS",
+        code if code < 1000 => c"CUDA_ERROR_OF_SOME_KIND",
+        _ => return INVALID_VALUE,
+    };
+    // SAFETY: a place for the answer.
+    unsafe { *name = text.as_ptr() };
+    OK
+}
+
+unsafe extern "C" fn error_text(code: Code, text: *mut *const c_char) -> Code {
+    if code >= 1000 {
+        return INVALID_VALUE;
+    }
+    // SAFETY: a place for the answer.
+    unsafe { *text = c"the simulated driver says no".as_ptr() };
+    OK
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::error::CudaError;
+    use super::*;
+
+    #[test]
+    fn an_answer_that_nobody_knows_stays_a_number() {
+        assert_eq!(CudaError::check(123_456).unwrap_err().describe(&DRIVER), "unknown CUDA error 123456");
+        let lost = CudaError::check(700).unwrap_err().describe(&DRIVER);
+        assert!(
+            lost.starts_with("CUDA_ERROR_ILLEGAL_ADDRESS (700): ") && lost.contains("restart the process"),
+            "{lost}"
+        );
+    }
+}

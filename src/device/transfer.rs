@@ -1,0 +1,216 @@
+//! Transfers between staging slots and one buffer: [`Upload`] fills it, [`Download`] reads it. They neither read files nor
+//! choose slots; who does keeps taking slots from [`Staging`](super::staging::Staging) and handing them over here.
+//!
+//! On a GPU a handed-over slot is copied while the caller goes on; on the host it is copied at once. Both keep the same
+//! rules, so that what works on the host works on a GPU.
+//!
+//! # Invariants
+//! - A transfer borrows its buffer, and on a GPU shares its memory: whatever becomes of the transfer, the memory outlives
+//!   the copies.
+//! - Only [`Upload::finish`] says that the bytes are there, and it never does after any copy failed.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use parking_lot::Mutex;
+
+use super::buffer::Memory;
+use super::cuda::Copies;
+use super::staging::{BusySlot, Slot};
+use super::{Device, DeviceBuffer};
+use crate::error::{Error, Result};
+
+/// Host buffers are locked in stripes of this length, so that threads that copy to different places seldom meet.
+const STRIPE_BYTES: usize = 1 << 20;
+
+/// Bytes on their way into a buffer. Several threads may share it; where their ranges overlap, either's bytes win.
+///
+/// Dropping it unfinished waits for the copies; how far they got is then unknown.
+pub(crate) struct Upload<'b> {
+    device: Device,
+    len_bytes: u64,
+    target: Target<'b>,
+    /// The first copy that failed.
+    failed: Mutex<Option<String>>,
+}
+
+enum Target<'b> {
+    Host(Stripes<'b>),
+    Cuda(Copies, PhantomData<&'b mut DeviceBuffer>),
+}
+
+impl<'b> Upload<'b> {
+    /// Begins an upload. Lends one stream of a GPU.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the driver gives no stream.
+    pub(crate) fn new(buffer: &'b mut DeviceBuffer) -> Result<Upload<'b>> {
+        let (device, len_bytes) = (buffer.device().clone(), buffer.len_bytes());
+        let target = match buffer.memory_mut() {
+            Memory::Host(memory) => Target::Host(Stripes::new(memory.bytes_mut())),
+            Memory::Cuda(memory) => Target::Cuda(Copies::new(memory)?, PhantomData),
+        };
+        Ok(Upload { device, len_bytes, target, failed: Mutex::new(None) })
+    }
+
+    /// Copies a range of a slot to `offset` of the buffer. On a GPU it only enqueues the copy (some µs), and the slot
+    /// returns to its ring when the copy is done.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the range reaches past the buffer's end or the driver failed; the slot returns to its ring,
+    /// and [`finish`](Self::finish) will fail too.
+    ///
+    /// # Panics
+    /// If the range lies outside the slot, or the slot is of another device's ring: our own mistakes.
+    pub(crate) fn copy(&self, slot: Slot, range: Range<usize>, offset: u64) -> Result<()> {
+        assert!(slot.device() == &self.device, "a slot of {} for a buffer on {}", slot.device(), self.device);
+        self.copy_unnoted(slot, range, offset).inspect_err(|error| {
+            self.failed.lock().get_or_insert_with(|| error.to_string());
+        })
+    }
+
+    fn copy_unnoted(&self, slot: Slot, range: Range<usize>, offset: u64) -> Result<()> {
+        let bytes = &slot[range.clone()];
+        super::check_range(&self.device, "upload", offset, bytes.len() as u64, self.len_bytes)?;
+        match &self.target {
+            _ if bytes.is_empty() => {}
+            // The offset was just checked against the length of host memory: it fits.
+            Target::Host(stripes) => stripes.write(offset as usize, bytes),
+            Target::Cuda(copies, _) => copies.upload(slot, range, offset)?,
+        }
+        Ok(())
+    }
+
+    /// Waits until every byte is there: a later read on any stream sees it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where any copy failed, the first if several did. The buffer's contents are then unknown.
+    pub(crate) fn finish(self) -> Result<()> {
+        match self.target {
+            Target::Host(_) => {}
+            Target::Cuda(copies, _) => copies.finish()?,
+        }
+        match self.failed.into_inner() {
+            None => Ok(()),
+            Some(why) => Err(Error::Device { device: self.device.to_string(), action: "upload", why }),
+        }
+    }
+}
+
+/// A host buffer that several threads write to.
+struct Stripes<'b>(Vec<Mutex<&'b mut [u8]>>);
+
+impl<'b> Stripes<'b> {
+    fn new(bytes: &'b mut [u8]) -> Self {
+        Self(bytes.chunks_mut(STRIPE_BYTES).map(Mutex::new).collect())
+    }
+
+    /// Copies bytes to `offset`; all of them lie inside the buffer.
+    fn write(&self, mut offset: usize, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let within = offset % STRIPE_BYTES;
+            let (now, later) = bytes.split_at(bytes.len().min(STRIPE_BYTES - within));
+            self.0[offset / STRIPE_BYTES].lock()[within..within + now.len()].copy_from_slice(now);
+            offset += now.len();
+            bytes = later;
+        }
+    }
+}
+
+/// Bytes on their way out of a buffer.
+///
+/// Dropping it waits for the copies that it started.
+pub(crate) struct Download<'b> {
+    buffer: &'b DeviceBuffer,
+    /// The stream of the copies, where the buffer is on a GPU.
+    copies: Option<Copies>,
+}
+
+impl<'b> Download<'b> {
+    /// Begins a download. Lends one stream of a GPU.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the driver gives no stream.
+    pub(crate) fn new(buffer: &'b DeviceBuffer) -> Result<Download<'b>> {
+        let copies = match buffer.memory() {
+            Memory::Host(_) => None,
+            Memory::Cuda(memory) => Some(Copies::new(memory)?),
+        };
+        Ok(Download { buffer, copies })
+    }
+
+    /// Starts a copy of `len` bytes at `offset` of the buffer to the start of a slot. On a GPU it only enqueues the copy
+    /// (some µs); the copies are done in the order in which they were started.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the range reaches past the buffer's end or the driver failed; the slot returns to its ring.
+    ///
+    /// # Panics
+    /// If the slot is shorter than `len`, or of another device's ring: our own mistakes.
+    pub(crate) fn start(&self, mut slot: Slot, offset: u64, len: usize) -> Result<Pending<'b>> {
+        let device = self.buffer.device();
+        assert!(slot.device() == device, "a slot of {} for a buffer on {device}", slot.device());
+        assert!(len <= slot.len(), "{len} bytes for a slot of {}", slot.len());
+        let range = super::check_range(device, "download", offset, len as u64, self.buffer.len_bytes())?;
+        let state = match (&self.copies, self.buffer.as_host()) {
+            (Some(copies), _) if len > 0 => State::Busy(copies.download(slot, offset, len)?),
+            (None, Some(bytes)) => {
+                // It was just checked against the length of host memory: it fits.
+                slot[..len].copy_from_slice(&bytes[range.start as usize..range.end as usize]);
+                State::Done(slot)
+            }
+            _ => State::Done(slot),
+        };
+        Ok(Pending { state, buffer: PhantomData })
+    }
+}
+
+/// A slot that is being filled from a buffer. Dropping it gives the slot back to its ring, which waits for the hardware
+/// before anyone else gets it.
+#[must_use = "a dropped download has nothing to show"]
+pub(crate) struct Pending<'b> {
+    state: State,
+    buffer: PhantomData<&'b DeviceBuffer>,
+}
+
+enum State {
+    Done(Slot),
+    Busy(BusySlot),
+}
+
+impl Pending<'_> {
+    /// Waits until the bytes are in the slot; the thread sleeps meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the copy failed. The ring is then lost with the GPU.
+    pub(crate) fn wait(self) -> Result<Slot> {
+        match self.state {
+            State::Done(slot) => Ok(slot),
+            State::Busy(slot) => slot.wait(),
+        }
+    }
+
+    /// Whether [`wait`](Self::wait) would return at once.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the driver failed.
+    pub(crate) fn is_done(&self) -> Result<bool> {
+        match &self.state {
+            State::Done(_) => Ok(true),
+            State::Busy(slot) => slot.is_idle(),
+        }
+    }
+}
+
+impl fmt::Debug for Upload<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Upload({} bytes to {})", self.len_bytes, self.device)
+    }
+}
+
+impl fmt::Debug for Download<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Download(from {:?})", self.buffer)
+    }
+}

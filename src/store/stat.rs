@@ -1,0 +1,91 @@
+//! How large a store is, and what of it lives.
+
+use alight_format::{FeatureFlags, StoreId};
+
+use crate::error::{Error, Result};
+use crate::store::core::Core;
+use crate::store::manifest;
+
+/// The size of a store as of one moment; made by [`Store::stat`](crate::Store::stat).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stat {
+    /// The version of the format on disk.
+    pub format_version: u32,
+    /// The features of the format that the store uses.
+    pub flags: FeatureFlags,
+    /// Which store this is.
+    pub store_id: StoreId,
+    /// The number of the last commit.
+    pub last_commit: u64,
+    /// Entries of the index, older versions and deletes of a key counted until they are merged away: at least the number
+    /// of keys.
+    pub index_entries: u64,
+    /// Keys in memory that the next flush of the index writes out.
+    pub overlay_entries: u64,
+    /// Index runs.
+    pub runs: u64,
+    /// Segments.
+    pub segments: u64,
+    /// Bytes of values that a key leads to.
+    pub live_bytes: u64,
+    /// Bytes of values that were ever put into the segments that are there.
+    pub blob_bytes: u64,
+    /// The lengths of all files.
+    pub file_bytes: u64,
+    /// What the files take on the disk, space taken ahead included: what `du` says.
+    pub disk_bytes: u64,
+}
+
+impl Stat {
+    pub(crate) fn of(core: &Core) -> Result<Stat> {
+        let version = core.version();
+        let manifest = manifest::read(&*core.storage, &core.layout)?;
+        let segments = core.segments.all();
+        let (mut live_bytes, mut blob_bytes) = (0, 0);
+        for segment in &segments {
+            let accounting = *segment.accounting.lock();
+            live_bytes += accounting.live_bytes;
+            blob_bytes += accounting.blob_bytes;
+        }
+        let (file_bytes, disk_bytes) = sizes(core)?;
+        Ok(Stat {
+            format_version: manifest.version,
+            flags: manifest.flags,
+            store_id: manifest.store,
+            last_commit: version.seq.get(),
+            index_entries: version.entries_at_most(),
+            overlay_entries: (version.overlay.len() + version.frozen.len()) as u64,
+            runs: version.runs.len() as u64,
+            segments: segments.len() as u64,
+            live_bytes,
+            blob_bytes,
+            file_bytes,
+            disk_bytes,
+        })
+    }
+}
+
+/// The lengths of a store's files, and the space that they take.
+fn sizes(core: &Core) -> Result<(u64, u64)> {
+    let layout = &core.layout;
+    let (mut length, mut allocated) = (0, 0);
+    for directory in [layout.root().to_path_buf(), layout.segments(), layout.index()] {
+        for entry in core.storage.list(&directory).map_err(Error::io("list", &directory))? {
+            if entry.is_dir {
+                continue;
+            }
+            let path = directory.join(&entry.name);
+            let file = match core.storage.open(&path, crate::storage::OpenMode::Read) {
+                Ok(file) => file,
+                // A flush beside this replaces files.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(Error::io("open", &path)(error)),
+            };
+            let facts = file.facts().map_err(Error::io("measure", &path))?;
+            length += facts.len_bytes;
+            allocated += facts.allocated_bytes;
+        }
+    }
+    Ok((length, allocated))
+}

@@ -1,0 +1,241 @@
+//! Reads a whole store and checks every checksum in it.
+//!
+//! Three passes: the index, every block of every run; the segments, frame by frame, with every payload that the frames
+//! speak for, dead ones too; and the keys, each of which must lead to an extent that the segments really hold, and did
+//! so with the checksum that the index has.
+
+use std::sync::Arc;
+
+use alight_format::{EntryKind, IndexEntry, IndexKind, Seq};
+
+use crate::error::{Damage, DisplayKey, Error, Result};
+use crate::index::Version;
+use crate::io::{Extent, SegmentFile, read_chunks};
+use crate::metrics::Counters;
+use crate::store::core::Core;
+use crate::store::manifest;
+use crate::store::recover::{Found, read_frame};
+use crate::store::segment::{FIRST_FRAME, Segment};
+
+/// How far a verification has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VerifyProgress {
+    /// Bytes read so far.
+    pub bytes_done: u64,
+    /// Bytes to read in all.
+    pub bytes_total: u64,
+    /// Damages found so far.
+    pub damages: u64,
+}
+
+/// What a verification found; made by [`Store::verify`](crate::Store::verify).
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct VerifyReport {
+    /// Keys that lead to a value, sound or not.
+    pub keys: u64,
+    /// Commits whose frame was read.
+    pub commits: u64,
+    /// Values whose bytes were read and compared, dead ones included.
+    pub values: u64,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// Everything that is wrong, each with its file and, where one is hit, its key.
+    pub damages: Vec<Damage>,
+}
+
+impl VerifyReport {
+    /// Whether nothing is wrong.
+    pub fn is_sound(&self) -> bool {
+        self.damages.is_empty()
+    }
+
+    pub(crate) fn of(core: &Core, progress: impl FnMut(VerifyProgress)) -> Result<VerifyReport> {
+        let version = core.version();
+        let segments = core.segments.all();
+        let ends: Vec<u64> = segments.iter().map(|segment| segment.accounting.lock().end).collect();
+        let index_bytes: u64 = version.runs.iter().map(|run| run.len_bytes()).sum();
+        let mut check = Check {
+            core,
+            version: &version,
+            report: VerifyReport::default(),
+            progress,
+            bytes_total: index_bytes + ends.iter().sum::<u64>(),
+        };
+        check.note(manifest::read(&*core.storage, &core.layout).map(drop))?;
+        for run in version.runs.iter() {
+            let outcome = run.verify();
+            check.note(outcome)?;
+            check.advance(run.len_bytes());
+        }
+        for (segment, end) in segments.iter().zip(ends) {
+            check.segment(segment, end)?;
+        }
+        check.keys()?;
+        let Check { mut report, .. } = check;
+        report.damages.dedup();
+        Ok(report)
+    }
+}
+
+struct Check<'a, F> {
+    core: &'a Core,
+    version: &'a Version,
+    report: VerifyReport,
+    progress: F,
+    bytes_total: u64,
+}
+
+impl<F: FnMut(VerifyProgress)> Check<'_, F> {
+    /// Files damage in the report; anything else that went wrong ends the verification, but for files that cannot be
+    /// read, which are damage to whoever needs them.
+    fn note(&mut self, outcome: Result<()>) -> Result<()> {
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(Error::Damaged(damage)) => {
+                self.report.damages.push(damage);
+                Ok(())
+            }
+            Err(Error::Io { action, path, source }) => {
+                let what = format!("it cannot be read: {action}: {source}");
+                self.report.damages.push(Damage { path, offset: None, key: None, what });
+                Ok(())
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        self.report.bytes += bytes;
+        (self.progress)(VerifyProgress {
+            bytes_done: self.report.bytes.min(self.bytes_total),
+            bytes_total: self.bytes_total,
+            damages: self.report.damages.len() as u64,
+        });
+    }
+
+    /// Reads a segment from its header to its last published frame.
+    fn segment(&mut self, segment: &Arc<Segment>, end: u64) -> Result<()> {
+        let file = match self.core.segments.file(segment) {
+            Ok(file) => SegmentFile { file, path: Arc::new(segment.path.clone()) },
+            Err(error) => return self.note(Err(error)),
+        };
+        let mut offset = FIRST_FRAME;
+        let mut previous = (0, Seq::ZERO);
+        self.advance(FIRST_FRAME);
+        while offset < end {
+            let found = match read_frame(segment, &*file.file, offset, end) {
+                Ok(Some(found)) => found,
+                Ok(None) => return self.lost_frames(segment, offset, end),
+                Err(error) => return self.note(Err(error)),
+            };
+            if found.prelude.previous_digest != previous.0 || found.prelude.seq <= previous.1 {
+                let what = "a frame that does not follow the one before it";
+                self.note(Err(Error::damaged(&segment.path, offset, what)))?;
+            }
+            previous = (found.digest, found.prelude.seq);
+            self.report.commits += 1;
+            self.advance(found.prelude.frame_len);
+            self.payload(&file, &found)?;
+            offset = found.end();
+        }
+        Ok(())
+    }
+
+    /// A frame is broken, so nothing says where the next one begins. The values behind it are still checked by the keys
+    /// that lead to them.
+    fn lost_frames(&mut self, segment: &Segment, offset: u64, end: u64) -> Result<()> {
+        let what = "a commit's frame is broken; its values are checked by the index alone";
+        self.note(Err(Error::damaged(&segment.path, offset, what)))?;
+        let version = self.version;
+        let entries = match version.entries() {
+            Ok(entries) => entries,
+            Err(error) => return self.note(Err(error)),
+        };
+        for entry in entries {
+            let outcome = match entry {
+                Ok(entry) if leads_behind(&entry, segment, offset) => self.core.check_value(&entry),
+                Ok(_) => Ok(()),
+                Err(error) => return self.note(Err(error)),
+            };
+            self.note(outcome)?;
+        }
+        self.advance(end - offset);
+        Ok(())
+    }
+
+    fn payload(&mut self, file: &SegmentFile, found: &Found) -> Result<()> {
+        for entry in found.entries.iter().filter(|entry| entry.kind == EntryKind::Put) {
+            let extent = Extent {
+                segment: found.segment.id,
+                offset: found.payload() + entry.offset,
+                length: entry.length,
+                crc: entry.crc,
+            };
+            let mut whole = crc32fast::Hasher::new();
+            let mut chunks_sound = true;
+            let outcome = read_chunks(file, &extent, 0..extent.length, &self.core.counters, |at, bytes| {
+                whole.update(bytes);
+                let chunk = (at / alight_format::limits::CHUNK_BYTES) as usize;
+                chunks_sound &= entry.chunk_crcs.get(chunk).is_none_or(|&crc| crc == alight_format::crc32(bytes));
+                Ok(())
+            });
+            self.note(outcome)?;
+            self.report.values += 1;
+            if whole.finalize() != entry.crc || !chunks_sound {
+                Counters::add(&self.core.counters.checksum_failures, 1);
+                let live = self.version.get(&entry.key).is_ok_and(|current| {
+                    current.is_some_and(|current| {
+                        (current.segment, current.offset) == (extent.segment, extent.offset)
+                    })
+                });
+                let whose = if live { "" } else { " (an older value, which no key leads to any more)" };
+                self.report.damages.push(Damage {
+                    path: file.path.to_path_buf(),
+                    offset: Some(extent.offset),
+                    key: Some(DisplayKey(entry.key.clone())),
+                    what: format!("{} bytes do not have the checksum they were put with{whose}", entry.length),
+                });
+            }
+        }
+        self.advance(found.prelude.payload_len);
+        Ok(())
+    }
+
+    /// Every key must lead into a segment, inside its committed part.
+    fn keys(&mut self) -> Result<()> {
+        let entries = match self.version.entries() {
+            Ok(entries) => entries,
+            Err(error) => return self.note(Err(error)),
+        };
+        for entry in entries {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => return self.note(Err(error)),
+            };
+            if entry.kind != IndexKind::Put {
+                continue;
+            }
+            self.report.keys += 1;
+            let inside = self
+                .core
+                .segments
+                .get(entry.segment)
+                .is_some_and(|segment| entry.offset + entry.length <= segment.accounting.lock().end);
+            if !inside {
+                self.report.damages.push(Damage {
+                    path: self.core.layout.segment(entry.segment),
+                    offset: Some(entry.offset),
+                    key: Some(DisplayKey(entry.key.clone())),
+                    what: "the index leads outside what was committed".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn leads_behind(entry: &IndexEntry, segment: &Segment, offset: u64) -> bool {
+    entry.kind == IndexKind::Put && entry.segment == segment.id && entry.offset >= offset
+}
