@@ -83,7 +83,9 @@ impl FromStr for DeviceName {
     fn from_str(name: &str) -> Result<Self, String> {
         let ordinal = name.strip_prefix("cuda:");
         let known = matches!(name, "auto" | "host" | "cpu" | "cuda")
-            || ordinal.is_some_and(|ordinal| ordinal.bytes().all(|byte| byte.is_ascii_digit()) && ordinal.parse::<u32>().is_ok());
+            || ordinal.is_some_and(|ordinal| {
+                ordinal.bytes().all(|byte| byte.is_ascii_digit()) && ordinal.parse::<u32>().is_ok()
+            });
         if known { Ok(Self(name.to_owned())) } else { Err("use auto, host, cuda or cuda:N".into()) }
     }
 }

@@ -46,7 +46,8 @@ impl Failure {
     /// The same with a remedy, in place of whatever was known.
     #[must_use]
     pub(crate) fn with_remedy(mut self, text: impl Into<String>) -> Self {
-        if let Failure::Usage { remedy, .. } | Failure::Store { remedy, .. } | Failure::Other { remedy, .. } = &mut self {
+        if let Failure::Usage { remedy, .. } | Failure::Store { remedy, .. } | Failure::Other { remedy, .. } = &mut self
+        {
             *remedy = Some(text.into());
         }
         self

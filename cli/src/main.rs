@@ -9,6 +9,7 @@ mod bench;
 mod commands;
 mod failure;
 mod interrupt;
+mod model;
 mod output;
 mod pattern;
 mod place;

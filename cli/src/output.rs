@@ -1,7 +1,7 @@
 //! What the tool says, to people or to programs.
 //!
 //! With `--json`, standard output carries exactly one document, an error's included; without, it carries what was asked
-//! for. Confirmations, notes, progress and errors for people go to standard error.
+//! for. Progress and errors go to standard error.
 
 use std::io::{self, Write};
 
@@ -57,14 +57,6 @@ impl Output {
             report.human(out)?;
         }
         out.flush()
-    }
-
-    /// A remark beside the answer.
-    pub(crate) fn note(&self, text: &str) {
-        if !self.quiet && !self.json {
-            // A remark that cannot be shown is not worth failing for.
-            let _ = writeln!(io::stderr(), "{text}");
-        }
     }
 
     /// Why the command failed and what to do next.
@@ -133,9 +125,8 @@ impl Table {
         Self { rows: Vec::new(), left }
     }
 
-    pub(crate) fn row<T: Into<String>>(&mut self, cells: impl IntoIterator<Item = T>) -> &mut Self {
+    pub(crate) fn row<T: Into<String>>(&mut self, cells: impl IntoIterator<Item = T>) {
         self.rows.push(cells.into_iter().map(Into::into).collect());
-        self
     }
 
     pub(crate) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
@@ -167,7 +158,9 @@ mod tests {
     #[test]
     fn a_table_lines_up_words_left_and_figures_right() {
         let mut table = Table::new(1);
-        table.row(["what", "rate"]).row(["a longer one", "1"]).row(["é", "12345"]);
+        for row in [["what", "rate"], ["a longer one", "1"], ["é", "12345"]] {
+            table.row(row);
+        }
         let mut out = Vec::new();
         table.write(&mut out).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "what           rate\na longer one      1\né             12345\n");

@@ -77,7 +77,7 @@ pub(crate) struct PatternSource<'a> {
 }
 
 impl ReadAt for PatternSource<'_> {
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         interrupt::check_io()?;
         self.pattern.fill(offset, buf);
         self.progress.add(buf.len() as u64);

@@ -22,7 +22,12 @@ pub(crate) struct Progress {
 impl Progress {
     /// A bar towards `total` bytes.
     pub(crate) fn bytes(output: &Output, doing: &'static str, total: u64) -> Self {
-        Self::new(output, doing, total, "{msg:12} {bar:32} {binary_bytes:>10} of {binary_total_bytes} {binary_bytes_per_sec:>12} {eta:>4}")
+        Self::new(
+            output,
+            doing,
+            total,
+            "{msg:12} {bar:32} {binary_bytes:>10} of {binary_total_bytes} {binary_bytes_per_sec:>12} {eta:>4}",
+        )
     }
 
     /// A bar towards `total` steps.

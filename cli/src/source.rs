@@ -8,17 +8,15 @@ use alight::ReadAt;
 
 use crate::progress::Progress;
 
-/// A run of a file's bytes.
-pub(crate) struct FilePart<'a> {
+/// An open file as the source of values; counts what is read.
+pub(crate) struct FileSource<'a> {
     pub(crate) file: &'a File,
-    /// Where the run begins in the file.
-    pub(crate) start: u64,
     pub(crate) progress: &'a Progress,
 }
 
-impl ReadAt for FilePart<'_> {
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buf, self.start + offset).map_err(|error| match error.kind() {
+impl ReadAt for FileSource<'_> {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self.file, buf, offset).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => io::Error::new(error.kind(), "the file became shorter while it was read"),
             _ => error,
         })?;

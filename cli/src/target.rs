@@ -1,7 +1,8 @@
 //! A file that appears whole under its name or not at all: written beside it, synced, then renamed over it.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
@@ -48,7 +49,12 @@ impl Target {
         let name = path.file_name().ok_or_else(|| Failure::usage(format!("{} names no file", path.display())))?;
         let mut prefix = name.to_os_string();
         prefix.push(".");
-        let temporary = tempfile::Builder::new().prefix(&prefix).suffix(".tmp").tempfile_in(directory_of(path));
+        let temporary = tempfile::Builder::new()
+            .prefix(&prefix)
+            .suffix(".tmp")
+            // As any file that is written: the user's umask takes away from this, and nothing else does.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(directory_of(path));
         let temporary = temporary.map_err(|error| Failure::io("create a file beside", path, error))?;
         Ok(Self { path: path.to_owned(), out: Out::Beside(BufWriter::with_capacity(1 << 20, temporary)) })
     }
@@ -56,21 +62,16 @@ impl Target {
     /// Makes the file durable and gives it its name.
     pub(crate) fn finish(self) -> Result<(), Failure> {
         let path = self.path;
-        let failed = |action| move |error| Failure::io(action, &path, error);
         match self.out {
-            Out::Through(mut out) => out.flush().map_err(failed("write")),
-            Out::Beside(out) => finish_beside(out, &path).map_err(failed("write")),
+            Out::Through(mut out) => out.flush(),
+            Out::Beside(out) => finish_beside(out, &path),
         }
+        .map_err(|error| Failure::io("write", &path, error))
     }
 }
 
 fn finish_beside(out: BufWriter<NamedTempFile>, path: &Path) -> io::Result<()> {
     let temporary = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-    // A temporary file is made for its owner alone; this one is about to be anybody's file.
-    let mask = rustix::process::umask(rustix::fs::Mode::empty());
-    rustix::process::umask(mask);
-    let mode = rustix::fs::Mode::from_raw_mode(0o666) & !mask;
-    rustix::fs::fchmod(temporary.as_file(), mode)?;
     temporary.as_file().sync_all()?;
     temporary.persist(path).map_err(|error| error.error)?;
     File::open(directory_of(path))?.sync_all()
