@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use alight_format::Dtype;
 
+use crate::device::transfer::download_into;
 use crate::device::{Device, DeviceBuffer};
 use crate::error::{DisplayKey, Error, Result};
 use crate::limits::{DIMS_MAX, KEY_BYTES_MAX};
@@ -230,7 +231,7 @@ impl<'a> TensorRef<'a> {
                 buf.copy_from_slice(&bytes[offset as usize..][..buf.len()]);
                 Ok(())
             }
-            Source::Device(tensor) => tensor.buffer().copy_to_host(tensor.range().start + offset, buf),
+            Source::Device(tensor) => download_into(tensor.buffer(), tensor.range().start + offset, buf),
             Source::Reader(reader, start) => {
                 reader.read_exact_at(buf, start + offset).map_err(|source| Error::Source { source })
             }
@@ -239,7 +240,7 @@ impl<'a> TensorRef<'a> {
 
     /// Where the bytes are. A tensor on the host counts as host memory.
     #[cfg(test)]
-    fn source(&self) -> Source<'a> {
+    pub(crate) fn source(&self) -> Source<'a> {
         self.source
     }
 }
@@ -305,7 +306,7 @@ impl Key {
     /// A key of these bytes.
     ///
     /// # Errors
-    /// [`Error::InvalidKey`] for no bytes, or more than [`KEY_BYTES_MAX`](crate::limits::KEY_BYTES_MAX).
+    /// [`Error::InvalidKey`] for no bytes, or more than [`KEY_BYTES_MAX`].
     pub fn new(bytes: impl AsRef<[u8]>) -> Result<Key> {
         let bytes = bytes.as_ref();
         check_key(bytes)?;

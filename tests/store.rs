@@ -101,7 +101,9 @@ fn ranges_and_writers_give_the_same_bytes_across_chunks() {
         let mut destination = vec![0; len + 3];
         store.get_into(key, &mut destination).unwrap();
         assert!(destination[..len] == value);
-        for (start, end) in [(0, 0), (0, 1), (1, 4096), (chunk - 1, chunk + 1), (chunk, 2 * chunk), (5, len), (len, len)] {
+        for (start, end) in
+            [(0, 0), (0, 1), (1, 4096), (chunk - 1, chunk + 1), (chunk, 2 * chunk), (5, len), (len, len)]
+        {
             if start <= end && end <= len {
                 let range = store.get_range(key, start as u64..end as u64, &Device::host()).unwrap();
                 assert!(range.as_host().unwrap() == &value[start..end], "{key} {start}..{end}");
@@ -293,7 +295,9 @@ fn attributes_come_back() {
     let attributes = vec![("step".to_owned(), b"100".to_vec()), ("".to_owned(), vec![0, 255])];
     let mut batch = store.batch();
     let value = bytes(1, 3 << 20);
-    batch.put_with_attributes("w", TensorRef::new(Dtype::BF16, &[3 << 19], &value).unwrap(), attributes.clone()).unwrap();
+    batch
+        .put_with_attributes("w", TensorRef::new(Dtype::BF16, &[3 << 19], &value).unwrap(), attributes.clone())
+        .unwrap();
     batch.put("plain", b"x").unwrap();
     batch.commit().unwrap();
     store.close().unwrap();

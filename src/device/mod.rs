@@ -13,10 +13,10 @@ mod cuda;
 mod host;
 #[expect(unsafe_code, reason = "one pinned mapping is cut into slots that have an owner each")]
 mod slab;
-mod staging;
+pub(crate) mod staging;
 #[cfg(test)]
 mod tests;
-mod transfer;
+pub(crate) mod transfer;
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -27,13 +27,12 @@ use std::str::FromStr;
 use parking_lot::Mutex;
 
 pub use buffer::DeviceBuffer;
-pub(crate) use staging::{SLOT_BYTES, SLOTS, Slot, Staging};
-pub(crate) use transfer::{Download, Pending, Upload};
 
 use crate::error::{Error, Result};
 use buffer::Memory;
 use cuda::CudaDevice;
 use host::HostMemory;
+use staging::{SLOT_BYTES, SLOTS, Staging};
 
 /// A device that holds tensors: the host, or one GPU.
 ///

@@ -40,7 +40,9 @@ pub(crate) struct Staging(Arc<Ring>);
 
 struct Ring {
     device: Device,
+    #[cfg(test)]
     slot_bytes: usize,
+    #[cfg(test)]
     slots: usize,
     state: Mutex<State>,
     /// Told once for every slot that becomes free or busy, and to all when the ring fails.
@@ -94,20 +96,31 @@ impl Staging {
         // The first to go out is the first in memory.
         free.reverse();
         let state = Mutex::new(State { free, ..State::default() });
-        Ok(Staging(Arc::new(Ring { device: device.clone(), slot_bytes, slots, state, returned: Condvar::new() })))
+        Ok(Staging(Arc::new(Ring {
+            device: device.clone(),
+            #[cfg(test)]
+            slot_bytes,
+            #[cfg(test)]
+            slots,
+            state,
+            returned: Condvar::new(),
+        })))
     }
 
     /// The device whose transfers these slots serve.
+    #[cfg(test)]
     pub(crate) fn device(&self) -> &Device {
         &self.0.device
     }
 
     /// The bytes of every slot.
+    #[cfg(test)]
     pub(crate) fn slot_bytes(&self) -> usize {
         self.0.slot_bytes
     }
 
     /// The number of slots: the most that can be held at once.
+    #[cfg(test)]
     pub(crate) fn slots(&self) -> usize {
         self.0.slots
     }
@@ -298,6 +311,7 @@ impl BusySlot {
     }
 
     /// Whether the hardware is done; does not wait.
+    #[cfg(test)]
     pub(super) fn is_idle(&self) -> Result<bool> {
         self.place.as_ref().map_or(Ok(true), Place::is_idle)
     }

@@ -9,6 +9,7 @@
 //!   the copies.
 //! - Only [`Upload::finish`] says that the bytes are there, and it never does after any copy failed.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -17,7 +18,7 @@ use parking_lot::Mutex;
 
 use super::buffer::Memory;
 use super::cuda::Copies;
-use super::staging::{BusySlot, Slot};
+use super::staging::{BusySlot, SLOT_BYTES, Slot};
 use super::{Device, DeviceBuffer};
 use crate::error::{Error, Result};
 
@@ -166,6 +167,53 @@ impl<'b> Download<'b> {
     }
 }
 
+/// Copies part of a buffer into host memory, several slots of the ring in flight. Blocks until the bytes are there.
+///
+/// # Errors
+/// As [`Download::start`] and [`Pending::wait`]; the target's contents are then unspecified.
+pub(crate) fn download_into(buffer: &DeviceBuffer, offset: u64, target: &mut [u8]) -> Result<()> {
+    if let Some(bytes) = buffer.as_host() {
+        let range = super::check_range(buffer.device(), "download", offset, target.len() as u64, buffer.len_bytes())?;
+        target.copy_from_slice(&bytes[range.start as usize..range.end as usize]);
+        return Ok(());
+    }
+    let staging = buffer.device().staging()?;
+    let download = Download::new(buffer)?;
+    let mut pending: VecDeque<(Pending<'_>, &mut [u8])> = VecDeque::new();
+    let land = |(copy, place): (Pending<'_>, &mut [u8])| -> Result<()> {
+        place.copy_from_slice(&copy.wait()?[..place.len()]);
+        Ok(())
+    };
+    let mut at = offset;
+    for place in target.chunks_mut(SLOT_BYTES) {
+        // Whoever holds slots never waits for more: it lets go of its oldest first.
+        let slot = loop {
+            let free = if pending.is_empty() {
+                Some(staging.acquire()?)
+            } else if pending.len() < DOWNLOADS_IN_FLIGHT {
+                staging.try_acquire()?
+            } else {
+                None
+            };
+            match free {
+                Some(slot) => break slot,
+                None => {
+                    if let Some(oldest) = pending.pop_front() {
+                        land(oldest)?;
+                    }
+                }
+            }
+        };
+        let len = place.len();
+        pending.push_back((download.start(slot, at, len)?, place));
+        at += len as u64;
+    }
+    pending.into_iter().try_for_each(land)
+}
+
+/// How many slots one download keeps busy: enough for the bus while one is being emptied.
+const DOWNLOADS_IN_FLIGHT: usize = 4;
+
 /// A slot that is being filled from a buffer. Dropping it gives the slot back to its ring, which waits for the hardware
 /// before anyone else gets it.
 #[must_use = "a dropped download has nothing to show"]
@@ -195,6 +243,7 @@ impl Pending<'_> {
     ///
     /// # Errors
     /// [`Error::Device`] where the driver failed.
+    #[cfg(test)]
     pub(crate) fn is_done(&self) -> Result<bool> {
         match &self.state {
             State::Done(_) => Ok(true),

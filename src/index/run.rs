@@ -22,7 +22,10 @@ pub(crate) struct Run {
 enum Source {
     Mapped(Box<dyn StorageMap>),
     /// Where mapping is unsafe: a truncated file on a network file system would kill the process.
-    Read { file: Arc<dyn StorageFile>, len_bytes: u64 },
+    Read {
+        file: Arc<dyn StorageFile>,
+        len_bytes: u64,
+    },
 }
 
 impl RunBytes for Source {
@@ -63,7 +66,8 @@ impl Run {
             let what = format!("the file has {len_bytes} bytes, and {} were written", record.bytes);
             return Err(Error::damaged(path, None, what));
         }
-        let mapped = usize::try_from(len_bytes).map_err(|_| io::ErrorKind::Unsupported.into()).and_then(|len| file.map(len));
+        let mapped =
+            usize::try_from(len_bytes).map_err(|_| io::ErrorKind::Unsupported.into()).and_then(|len| file.map(len));
         let source = match mapped {
             Ok(map) => Source::Mapped(map),
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Source::Read { file, len_bytes },
@@ -146,7 +150,9 @@ pub(crate) fn write_run(
     let written = |error| match error {
         RunError::Io(source) => Error::Io { action: "write", path: path.to_path_buf(), source },
         RunError::Format(error @ FormatError::Damaged { .. }) => Error::format(path, error),
-        RunError::Format(error) => Error::damaged(path, None, format!("an index entry that cannot be written: {error}")),
+        RunError::Format(error) => {
+            Error::damaged(path, None, format!("an index entry that cannot be written: {error}"))
+        }
     };
     for entry in entries {
         builder.push(&*entry?).map_err(written)?;

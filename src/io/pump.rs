@@ -111,11 +111,8 @@ mod tests {
         for failing in 0..20u64 {
             let at = failing * WRITE_BUFFER_BYTES as u64;
             let filled = AtomicU64::new(0);
-            let in_fill = pump(
-                total,
-                |offset, _| if offset == at { Err(Error::Closed) } else { Ok(()) },
-                |_, _| Ok(()),
-            );
+            let in_fill =
+                pump(total, |offset, _| if offset == at { Err(Error::Closed) } else { Ok(()) }, |_, _| Ok(()));
             assert!(matches!(in_fill, Err(Error::Closed)));
             let in_flush = pump(
                 total,

@@ -9,7 +9,8 @@ use alight_format::{SegmentId, combine, crc32};
 use parking_lot::Mutex;
 
 use crate::config::{READ_BYTES, READ_THREADS_MAX};
-use crate::device::{DeviceBuffer, Upload};
+use crate::device::DeviceBuffer;
+use crate::device::transfer::Upload;
 use crate::error::{Error, Result};
 use crate::io::plan::{Extent, Read, ReadPlan};
 use crate::metrics::Counters;
@@ -160,8 +161,11 @@ impl Checks {
         for (piece, crc) in plan.pieces.iter().zip(self.pieces.into_inner()) {
             let so_far = &mut whole[piece.extent];
             let extent = &extents[piece.extent];
-            *so_far =
-                if piece.range.len() as u64 == extent.length { crc } else { combine(*so_far, crc, piece.range.len() as u64) };
+            *so_far = if piece.range.len() as u64 == extent.length {
+                crc
+            } else {
+                combine(*so_far, crc, piece.range.len() as u64)
+            };
         }
         (0..extents.len()).filter(|&index| whole[index] != extents[index].crc).collect()
     }

@@ -4,16 +4,15 @@ use std::collections::HashMap;
 
 use alight_format::{EncodedBody, Entry, EntryKind, IndexEntry, SegmentId, Seq, limits};
 
-use crate::config::SMALL_COMMIT_BYTES_MAX;
 use crate::error::{Error, Result};
 use crate::io::{Blob, PayloadStream, lay_out, pump};
 use crate::metrics::Counters;
 use crate::storage::{AlignedBuf, Caching, write_all_at};
+use crate::store::Store;
 use crate::store::commit::{SmallCommit, Tail};
 use crate::store::core::Core;
 use crate::store::options::Durability;
 use crate::store::publish::index_entry;
-use crate::store::Store;
 use crate::tensor::{TensorRef, check_key};
 
 /// A set of changes that become visible together and survive together, or not at all; made by [`Store::batch`].
@@ -79,7 +78,11 @@ impl<'a> Batch<'a> {
 
     fn push(&mut self, key: &[u8], value: Option<TensorRef<'a>>, attributes: Vec<(String, Vec<u8>)>) -> Result<()> {
         check_key(key)?;
-        within("the number of changes in a batch", self.changes.len() as u64 + 1, limits::ENTRIES_PER_COMMIT_MAX as u64)?;
+        within(
+            "the number of changes in a batch",
+            self.changes.len() as u64 + 1,
+            limits::ENTRIES_PER_COMMIT_MAX as u64,
+        )?;
         self.changes.push(Change { key: key.to_vec(), value, attributes });
         Ok(())
     }
@@ -150,7 +153,7 @@ fn commit(core: &Core, changes: Vec<Change<'_>>, durability: Durability) -> Resu
     let frame_len = encode(core, &entries)?.frame_len();
     let total = frame_len + payload_len;
 
-    let seq = if payload_len <= SMALL_COMMIT_BYTES_MAX && writer.committer.shares_a_segment(total) {
+    let seq = if payload_len <= core.small_commit_bytes_max && writer.committer.shares_a_segment(total) {
         let mut bytes = AlignedBuf::zeroed(total as usize);
         let mut stream = PayloadStream::new(&mut blobs);
         stream.fill(&mut bytes[frame_len as usize..])?;
@@ -259,8 +262,5 @@ fn fill_in_checksums(entries: &mut [Entry], blobs: &mut [Blob<'_>]) {
 
 /// The index's view of a commit that has no place yet.
 fn index_entries(entries: Vec<Entry>) -> Vec<IndexEntry> {
-    entries
-        .into_iter()
-        .map(|entry| index_entry(entry, Seq::ZERO, SegmentId(0), 0, 0))
-        .collect()
+    entries.into_iter().map(|entry| index_entry(entry, Seq::ZERO, SegmentId(0), 0, 0)).collect()
 }

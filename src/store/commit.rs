@@ -88,12 +88,20 @@ pub(crate) struct Committer {
     sync: Mutex<()>,
     synced: AtomicU64,
     refused: OnceLock<String>,
+    /// The generation of the manifest that is on the disk.
+    pub(crate) generation: AtomicU64,
     pub(crate) syncs: AtomicU64,
 }
 
 impl Committer {
     /// Takes up where recovery ended: everything up to `last` is on the disk, durably.
-    pub(crate) fn new(segments: Arc<Segments>, segment_bytes: u64, last: Seq, tails: Vec<Tail>) -> Self {
+    pub(crate) fn new(
+        segments: Arc<Segments>,
+        segment_bytes: u64,
+        generation: u64,
+        last: Seq,
+        tails: Vec<Tail>,
+    ) -> Self {
         let mut tails = tails;
         let small = (!tails.is_empty()).then(|| tails.remove(0));
         Self {
@@ -105,6 +113,7 @@ impl Committer {
             sync: Mutex::default(),
             synced: AtomicU64::new(last.get()),
             refused: OnceLock::new(),
+            generation: AtomicU64::new(generation),
             syncs: AtomicU64::new(0),
         }
     }
@@ -127,9 +136,10 @@ impl Committer {
         }
     }
 
-    /// Refuses all writes from now on.
+    /// Refuses all writes from now on, and leaves word for the next open.
     pub(crate) fn refuse(&self, cause: &Error) {
         if self.refused.set(cause.to_string()).is_ok() {
+            self.segments.leave_distrust(self.generation.load(Ordering::Acquire), self.synced());
             tracing::error!(%cause, "writes are refused until the store is opened again");
         }
     }
@@ -252,8 +262,7 @@ impl Committer {
         if !self.shares_a_segment(total) {
             let (segment, file) = self.segments.create(true)?;
             let allocated = FIRST_FRAME;
-            let mut tail =
-                Tail { segment, file, offset: FIRST_FRAME, previous_digest: 0, allocated, single: true };
+            let mut tail = Tail { segment, file, offset: FIRST_FRAME, previous_digest: 0, allocated, single: true };
             if let Err(error) = reserve(&mut tail, total, 0) {
                 self.segments.discard(&tail.segment);
                 return Err(error);

@@ -1,5 +1,6 @@
 //! What all handles of one open store share.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -13,6 +14,7 @@ use crate::index::Version;
 use crate::metrics::Counters;
 use crate::storage::{Storage, StorageLock};
 use crate::store::commit::Committer;
+use crate::store::distrust;
 use crate::store::layout::Layout;
 use crate::store::options::{Durability, Maintenance, StoreOptions};
 use crate::store::publish::publish;
@@ -25,6 +27,7 @@ pub(crate) struct Core {
     pub(crate) segments: Arc<Segments>,
     pub(crate) counters: Counters,
     pub(crate) durability: Durability,
+    pub(crate) small_commit_bytes_max: u64,
     pub(crate) closed: AtomicBool,
     /// Shared by commits in flight; taken alone by whoever closes the store, so that it waits for them.
     pub(crate) gate: RwLock<()>,
@@ -71,6 +74,7 @@ impl Core {
             segments,
             counters: Counters::default(),
             durability: options.durability,
+            small_commit_bytes_max: options.small_commit_bytes_max,
             closed: AtomicBool::new(false),
             gate: RwLock::default(),
             version: RwLock::new(Arc::new(version)),
@@ -207,10 +211,19 @@ impl Core {
         writer.committer.trim()
     }
 
+    /// Removes files that a crash left behind and no manifest names.
+    pub(crate) fn remove_leftovers(&self, leftovers: &[PathBuf]) -> Result<()> {
+        for path in leftovers {
+            self.storage.remove(path).map_err(Error::io("remove", path))?;
+        }
+        Ok(())
+    }
+
     /// After recovery cut torn commits: writes the manifest that says where the cut segments end, and only then gives
     /// back what lay behind.
     pub(crate) fn forget_cut_tails(&self, cut: &[Arc<Segment>]) -> Result<()> {
-        self.flush()?;
+        self.flush_always()?;
+        distrust::clear(&*self.storage, &self.layout)?;
         for segment in cut {
             let end = segment.accounting.lock().end;
             let file = self.segments.file_for_append(segment)?;

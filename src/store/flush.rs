@@ -9,6 +9,7 @@
 use std::collections::HashSet;
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use alight_format::{IndexKind, Manifest, RunId, RunRecord};
 
@@ -43,6 +44,15 @@ impl Core {
     /// Writes out everything that is visible now. On a failure nothing is lost: what was to be written is in memory
     /// again, and the old manifest stands.
     pub(crate) fn flush(&self) -> Result<()> {
+        self.flush_if(false)
+    }
+
+    /// [`flush`](Core::flush), with a new manifest even if nothing in it is new but its generation.
+    pub(crate) fn flush_always(&self) -> Result<()> {
+        self.flush_if(true)
+    }
+
+    fn flush_if(&self, always: bool) -> Result<()> {
         let writer = self.writer()?;
         let mut manifest = writer.manifest.lock();
         writer.committer.check()?;
@@ -52,7 +62,8 @@ impl Core {
             // No commit is published meanwhile, so the segments' ends are those of this very version.
             let (segments, next_segment) = self.segments.records();
             let next = Manifest {
-                generation: manifest.generation + 1,
+                // Out of reach of a note that a failed sync left about this generation or the next.
+                generation: manifest.generation + if always { 2 } else { 1 },
                 covered: version.seq,
                 segments,
                 next_segment,
@@ -60,10 +71,11 @@ impl Core {
             };
             (version.clone(), next)
         });
-        match self.write_out(writer, &frozen, &manifest, &mut next) {
+        match self.write_out(writer, &frozen, &manifest, &mut next, always) {
             Ok(replaced) => {
                 let obsolete: Vec<RunId> = replaced.iter().map(|run| run.id()).collect();
                 *manifest = next;
+                writer.committer.generation.store(manifest.generation, Ordering::Release);
                 drop(replaced);
                 self.remove_runs(&obsolete);
                 Ok(())
@@ -89,11 +101,12 @@ impl Core {
         frozen: &Version,
         current: &Manifest,
         next: &mut Manifest,
+        always: bool,
     ) -> Result<Vec<Arc<Run>>> {
         writer.committer.sync_through(frozen.seq)?;
         if frozen.frozen.is_empty() {
             let unchanged = Manifest { generation: next.generation, ..current.clone() };
-            if *next != unchanged {
+            if always || *next != unchanged {
                 manifest::write(&*self.storage, &self.layout, next)?;
             }
             return Ok(Vec::new());
@@ -128,7 +141,8 @@ impl Core {
         let expected = frozen.frozen.len() as u64 + runs.iter().map(|run| run.entries()).sum::<u64>();
         let overlays = [&frozen.frozen];
         let layers = merge_layers(&overlays, runs, Bound::Unbounded)?;
-        let entries = layers.filter(|entry| entry.as_ref().map_or(true, |entry| keep_deletes || entry.kind == IndexKind::Put));
+        let entries =
+            layers.filter(|entry| entry.as_ref().map_or(true, |entry| keep_deletes || entry.kind == IndexKind::Put));
         let new = NewRun {
             store: self.segments.store(),
             id,

@@ -83,15 +83,18 @@ impl Store {
         let committer = Committer::new(
             Arc::clone(&opened.segments),
             opened.manifest.segment_bytes,
+            opened.manifest.generation,
             opened.version.seq,
             writing.tails,
         );
         let writer = Writer::new(committer, opened.manifest, &options, writing.lock);
         let has_thread = writer.has_thread();
         let core = Arc::new(Core::new(opened.layout, &options, opened.segments, opened.version, Some(writer)));
-        if !writing.cut.is_empty() {
+        if !writing.cut.is_empty() || writing.distrusted {
             core.forget_cut_tails(&writing.cut)?;
         }
+        // What no manifest names any more. One that could still come back after a power cut would, by now, not.
+        core.remove_leftovers(&writing.leftovers)?;
         let thread = if has_thread {
             let core = Arc::clone(&core);
             let named = std::thread::Builder::new().name("alight-index".into());
@@ -183,11 +186,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`get`](Store::get), naming the key.
-    pub fn get_many<K: AsRef<[u8]>>(
-        &self,
-        keys: impl IntoIterator<Item = K>,
-        device: &Device,
-    ) -> Result<Vec<Tensor>> {
+    pub fn get_many<K: AsRef<[u8]>>(&self, keys: impl IntoIterator<Item = K>, device: &Device) -> Result<Vec<Tensor>> {
         self.snapshot().get_many(keys, device)
     }
 
@@ -293,6 +292,22 @@ impl Store {
             return Err(Error::Closed);
         }
         self.open.shut()
+    }
+}
+
+#[doc(hidden)]
+impl Store {
+    /// Leaves the store as a killed process would: nothing is settled, and the lock is let go. For tests.
+    pub fn abandon(self) {
+        self.open.core.closed.store(true, Ordering::Release);
+        if let Ok(writer) = self.open.core.writer() {
+            writer.wanted.lock().shutdown = true;
+            writer.signal.notify_all();
+            if let Some(thread) = self.open.thread.lock().take() {
+                let _ = thread.join();
+            }
+            drop(writer.lock.lock().take());
+        }
     }
 }
 

@@ -32,6 +32,11 @@ impl Layout {
         self.root.join("MANIFEST.tmp")
     }
 
+    /// Where a failed sync leaves word for the next open.
+    pub(crate) fn distrust(&self) -> PathBuf {
+        self.root.join("DISTRUST")
+    }
+
     pub(crate) fn segments(&self) -> PathBuf {
         self.root.join("segments")
     }

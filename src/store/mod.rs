@@ -11,6 +11,7 @@
 mod batch;
 mod commit;
 mod core;
+mod distrust;
 mod entropy;
 mod flush;
 mod handle;

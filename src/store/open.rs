@@ -4,21 +4,22 @@
 //! - Nothing is written before everything that could refuse the open has been looked at.
 //! - What recovery cut is out of every later recovery's sight before the first new commit is written: either nothing
 //!   was cut, or a new manifest names where the cut segments end.
-//! - What recovery believed without proof of a sync is written again and synced before anything is built on it: after a
-//!   failed sync the page cache can show bytes that the disk does not have.
+//! - What recovery believed is synced before anything is built on it. Nothing is ever written over: a power cut could
+//!   break what was whole.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use alight_format::{Manifest, SegmentId, Seq, StoreId};
+use alight_format::{Manifest, RunId, SegmentId, Seq, StoreId};
 
 use crate::config::{OPEN_ATTEMPTS, SEGMENT_BYTES_DEFAULT};
 use crate::error::{Error, Result};
 use crate::index::{Run, Version};
-use crate::storage::{AlignedBuf, Caching, DirEntry, OpenMode, Storage, StorageFile, StorageLock, read_exact_at, write_all_at};
+use crate::storage::{DirEntry, OpenMode, Storage, StorageFile, StorageLock};
 use crate::store::commit::{Tail, Written};
+use crate::store::distrust;
 use crate::store::entropy;
 use crate::store::layout::Layout;
 use crate::store::manifest;
@@ -43,6 +44,10 @@ pub(crate) struct Writing {
     pub(crate) tails: Vec<Tail>,
     /// Segments whose ends recovery cut: they are out of danger only once a manifest says where they end.
     pub(crate) cut: Vec<Arc<Segment>>,
+    /// Files that a crash left behind and no manifest names.
+    pub(crate) leftovers: Vec<std::path::PathBuf>,
+    /// Whether a failed sync left word: it counts until the next manifest.
+    pub(crate) distrusted: bool,
 }
 
 /// Opens or makes the store at `path`.
@@ -101,7 +106,7 @@ fn look(storage: &dyn Storage, layout: &Layout) -> Result<Place> {
     if entries.iter().any(|entry| entry.name == "MANIFEST" && !entry.is_dir) {
         return Ok(Place::Store);
     }
-    let ours = ["LOCK", "MANIFEST.tmp", "segments", "index"];
+    let ours = ["LOCK", "MANIFEST.tmp", "DISTRUST", "segments", "index"];
     if let Some(foreign) = entries.iter().find(|entry| !ours.contains(&entry.name.as_str())) {
         return Ok(Place::Foreign(foreign.name.clone()));
     }
@@ -178,16 +183,17 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     }
     let mut loaded = load(storage, &layout, &manifest)?;
     let (recovery, scans) = loaded.recover()?;
-    let Loaded { segments, mut version, leftovers, .. } = loaded;
+    let Loaded { segments, mut version, leftovers, next_run, trusted, found, .. } = loaded;
+    manifest.next_run = next_run;
 
     // From here on the store is known to be sound, and is written to.
-    for path in &leftovers {
-        storage.remove(path).map_err(Error::io("remove", path))?;
-    }
     let mut files = BTreeMap::new();
     for scan in &scans {
         let file = segments.file_for_append(&scan.segment)?;
         files.insert(scan.segment.id, file);
+    }
+    if !leftovers.is_empty() || !found.is_empty() {
+        settle_names(&**storage, &layout, &found, &files)?;
     }
     settle(&recovery, &files)?;
     replay(&mut version, &segments, recovery);
@@ -217,7 +223,13 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
             });
         }
     }
-    Ok(Opened { layout, manifest, version, segments, writing: Some(Writing { lock, tails, cut }) })
+    Ok(Opened {
+        layout,
+        manifest,
+        version,
+        segments,
+        writing: Some(Writing { lock, tails, cut, leftovers, distrusted: trusted.is_some() }),
+    })
 }
 
 fn open_reading(storage: &Arc<dyn Storage>, layout: Layout) -> Result<Opened> {
@@ -254,14 +266,19 @@ struct Loaded {
     open: Vec<Arc<Segment>>,
     /// Files that a crash left behind and no manifest names.
     leftovers: Vec<std::path::PathBuf>,
+    next_run: RunId,
+    /// Segments that the manifest does not name yet.
+    found: Vec<SegmentId>,
     covered: Seq,
+    /// The last commit to believe, where a failed sync left word.
+    trusted: Option<Seq>,
 }
 
 fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Result<Loaded> {
-    let segments =
-        Arc::new(Segments::new(Arc::clone(storage), layout.clone(), manifest.store, manifest.next_segment));
+    let segments = Arc::new(Segments::new(Arc::clone(storage), layout.clone(), manifest.store, manifest.next_segment));
     let mut open = Vec::new();
     let mut leftovers = Vec::new();
+    let mut found = Vec::new();
 
     let listed = storage.list(&layout.segments()).map_err(Error::io("list", &layout.segments()))?;
     let mut present: BTreeMap<SegmentId, DirEntry> = BTreeMap::new();
@@ -294,6 +311,7 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Res
         match read_header(&*file, &path) {
             Ok(header) if header.store == manifest.store && header.segment == id => {
                 open.push(segments.adopt_found(id, header.salt));
+                found.push(id);
             }
             Ok(header) => {
                 let what = format!("it is segment {} of store {}, in another's place", header.segment, header.store);
@@ -315,15 +333,19 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Res
     for record in &manifest.runs {
         runs.push(Arc::new(Run::open(&**storage, &layout.run(record.id), manifest.store, record)?));
     }
+    let mut next_run = manifest.next_run;
     for entry in storage.list(&layout.index()).map_err(Error::io("list", &layout.index()))? {
-        let named = alight_format::RunId::from_file_name(&entry.name);
-        let known = named.is_some_and(|id| manifest.runs.iter().any(|record| record.id == id));
-        if !known && (named.is_some() || entry.name.ends_with(".idx.tmp")) {
-            leftovers.push(layout.index().join(&entry.name));
+        // A name that a crash left behind is not used again: its file is still to be removed.
+        if let Some(id) = RunId::from_file_name(entry.name.strip_suffix(".tmp").unwrap_or(&entry.name)) {
+            next_run = next_run.max(RunId(id.get() + 1));
+            if entry.name.ends_with(".tmp") || manifest.runs.iter().all(|record| record.id != id) {
+                leftovers.push(layout.index().join(&entry.name));
+            }
         }
     }
     let version = Version::of_runs(manifest.covered, runs);
-    Ok(Loaded { segments, version, open, leftovers, covered: manifest.covered })
+    let trusted = distrust::read(&**storage, layout, manifest.generation)?;
+    Ok(Loaded { segments, version, open, leftovers, next_run, found, covered: manifest.covered, trusted })
 }
 
 impl Loaded {
@@ -333,36 +355,42 @@ impl Loaded {
         for segment in &self.open {
             scans.push(recover::scan_tail(segment, &*files(segment)?)?);
         }
-        let recovery = recover::judge(self.covered, &mut scans, &files)?;
+        let recovery = recover::judge(self.covered, self.trusted, &mut scans, &files)?;
         Ok((recovery, scans))
     }
 }
 
-/// Makes durable what recovery accepted, so that a new commit may say so. Commits with no proof of a sync are written
-/// again first, the same bytes to the same place.
+/// Makes the names in the store's directories durable, where a process that was killed may not have come to it: what the
+/// manifest names must not be taken away, and nothing be written into a file whose name could be lost, before that.
+fn settle_names(
+    storage: &dyn Storage,
+    layout: &Layout,
+    found: &[SegmentId],
+    files: &BTreeMap<SegmentId, Arc<dyn StorageFile>>,
+) -> Result<()> {
+    for id in found {
+        if let Some(file) = files.get(id) {
+            file.sync().map_err(Error::io("sync", &layout.segment(*id)))?;
+        }
+    }
+    for directory in [layout.root().to_path_buf(), layout.segments(), layout.index()] {
+        storage.sync_dir(&directory).map_err(Error::io("sync", &directory))?;
+    }
+    Ok(())
+}
+
+/// Makes durable what recovery accepted, so that a new commit may say so.
 fn settle(recovery: &Recovery, files: &BTreeMap<SegmentId, Arc<dyn StorageFile>>) -> Result<()> {
     let mut touched = BTreeMap::new();
     for found in &recovery.commits {
         let segment = &found.segment;
         let Some(file) = files.get(&segment.id) else { continue };
         touched.insert(segment.id, (segment, file));
-        if found.prelude.seq > recovery.proven {
-            rewrite(found, &**file)?;
-        }
     }
     for (segment, file) in touched.into_values() {
         file.sync().map_err(Error::io("sync", &segment.path))?;
     }
     Ok(())
-}
-
-fn rewrite(found: &Found, file: &dyn StorageFile) -> Result<()> {
-    let path = &found.segment.path;
-    // A payload that was synced before its frame needs no second writing.
-    let end = if found.payload_synced() { found.payload() } else { found.end() };
-    let mut bytes = AlignedBuf::zeroed((end - found.prelude.offset) as usize);
-    read_exact_at(file, &mut bytes, found.prelude.offset, Caching::Buffered).map_err(Error::io("read", path))?;
-    write_all_at(file, &bytes, found.prelude.offset, Caching::Direct).map_err(Error::io("write", path))
 }
 
 fn replay(version: &mut Version, segments: &Segments, recovery: Recovery) {

@@ -40,6 +40,7 @@ pub struct StoreOptions {
     pub(crate) maintenance: Maintenance,
     pub(crate) segment_bytes: Option<u64>,
     pub(crate) overlay_entries_max: usize,
+    pub(crate) small_commit_bytes_max: u64,
     pub(crate) storage: Arc<dyn Storage>,
 }
 
@@ -59,6 +60,7 @@ impl Default for StoreOptions {
             maintenance: Maintenance::default(),
             segment_bytes: None,
             overlay_entries_max: config::OVERLAY_ENTRIES_MAX,
+            small_commit_bytes_max: config::SMALL_COMMIT_BYTES_MAX,
             storage: Arc::new(FileStorage::new()),
         }
     }
@@ -107,6 +109,14 @@ impl StoreOptions {
     /// without [`Store::close`] leaves as many to be read again by the next open.
     pub fn overlay_entries_max(mut self, entries: usize) -> Self {
         self.overlay_entries_max = entries;
+        self
+    }
+
+    /// Up to which payload a commit is one write and one sync. For tests, which shrink it until large commits are
+    /// common; 1 MiB is what was measured.
+    #[doc(hidden)]
+    pub fn small_commit_bytes_max(mut self, bytes: u64) -> Self {
+        self.small_commit_bytes_max = bytes.min(config::SMALL_COMMIT_BYTES_MAX);
         self
     }
 

@@ -136,13 +136,19 @@ impl Core {
         frame
             .entries
             .into_iter()
-            .find(|found| found.kind == EntryKind::Put && payload + found.offset == entry.offset && found.crc == entry.crc)
+            .find(|found| {
+                found.kind == EntryKind::Put && payload + found.offset == entry.offset && found.crc == entry.crc
+            })
             .ok_or_else(|| damaged("the frame that the index names does not hold it"))
     }
 
     /// The checksums of a value's chunks: the value's own where it is one chunk.
     fn chunk_crcs(&self, entry: &IndexEntry) -> Result<Vec<u32>> {
-        if limits::chunk_count(entry.length) == 0 { Ok(vec![entry.crc]) } else { Ok(self.frame_entry(entry)?.chunk_crcs) }
+        if limits::chunk_count(entry.length) == 0 {
+            Ok(vec![entry.crc])
+        } else {
+            Ok(self.frame_entry(entry)?.chunk_crcs)
+        }
     }
 
     fn check_chunk(&self, entry: &IndexEntry, chunk_crcs: &[u32], at: u64, bytes: &[u8]) -> Result<()> {

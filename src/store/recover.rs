@@ -180,9 +180,7 @@ pub(crate) fn payload_is_whole(found: &Found, file: &dyn StorageFile) -> Result<
     read_exact_at(file, &mut payload, found.payload(), Caching::Buffered).map_err(Error::io("read", path))?;
     Ok(found.entries.iter().filter(|entry| entry.kind == EntryKind::Put).all(|entry| {
         let start = entry.offset as usize;
-        payload
-            .get(start..start + entry.length as usize)
-            .is_some_and(|bytes| alight_format::crc32(bytes) == entry.crc)
+        payload.get(start..start + entry.length as usize).is_some_and(|bytes| alight_format::crc32(bytes) == entry.crc)
     }))
 }
 
@@ -217,21 +215,21 @@ pub(crate) struct Recovery {
     /// The accepted commits, in order.
     pub(crate) commits: Vec<Found>,
     pub(crate) last: Seq,
-    /// Up to here a sync is known to have reached; later commits are believed because they are whole.
-    pub(crate) proven: Seq,
 }
 
-/// Orders what the tails hold and decides what of it to accept.
-pub(crate) fn judge(covered: Seq, scans: &mut [TailScan], files: &Files<'_>) -> Result<Recovery> {
+/// Orders what the tails hold and decides what of it to accept; nothing after `trusted`, where that is given.
+pub(crate) fn judge(covered: Seq, trusted: Option<Seq>, scans: &mut [TailScan], files: &Files<'_>) -> Result<Recovery> {
     let proven = scans.iter().map(|scan| scan.synced_through).fold(covered, Seq::max);
     let mut evidence = BTreeMap::new();
     let mut by_seq: BTreeMap<Seq, Found> = BTreeMap::new();
     for scan in scans.iter_mut() {
         for found in scan.frames.drain(..) {
             let seq = found.prelude.seq;
-            let believed = seq <= proven
-                || found.payload_synced()
-                || payload_is_whole(&found, &*files(&found.segment)?)?;
+            if trusted.is_some_and(|trusted| seq > trusted.max(proven)) {
+                continue;
+            }
+            let believed =
+                seq <= proven || found.payload_synced() || payload_is_whole(&found, &*files(&found.segment)?)?;
             if seq <= covered || evidence.insert(seq, Evidence { believed }).is_some() {
                 return Err(Error::Damaged(Damage {
                     path: found.segment.path.clone(),
@@ -247,7 +245,7 @@ pub(crate) fn judge(covered: Seq, scans: &mut [TailScan], files: &Files<'_>) -> 
         Verdict::Damaged(missing) => Err(damage(missing, proven, &by_seq, scans)),
         Verdict::Accept(last) => {
             by_seq.split_off(&last.next());
-            Ok(Recovery { commits: by_seq.into_values().collect(), last, proven })
+            Ok(Recovery { commits: by_seq.into_values().collect(), last })
         }
     }
 }

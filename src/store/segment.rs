@@ -11,14 +11,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use alight_format::{Salt, SegmentHeader, SegmentId, SegmentRecord, StoreId, limits};
+use alight_format::{Salt, SegmentHeader, SegmentId, SegmentRecord, Seq, StoreId, limits};
 use parking_lot::{Mutex, RwLock};
 
 use crate::config::OPEN_SEGMENTS_MAX;
 use crate::error::{Error, Result};
 use crate::storage::{AlignedBuf, Caching, OpenMode, Storage, StorageFile, read_exact_at, write_all_at};
-use crate::store::entropy;
 use crate::store::layout::Layout;
+use crate::store::{distrust, entropy};
 
 /// Where the first frame of a segment lies: after the header's block.
 pub(crate) const FIRST_FRAME: u64 = limits::BLOCK_BYTES;
@@ -117,6 +117,11 @@ impl Segments {
 
     pub(crate) fn store(&self) -> StoreId {
         self.store
+    }
+
+    /// Leaves word of a failed sync for the next open.
+    pub(crate) fn leave_distrust(&self, generation: u64, synced: Seq) {
+        distrust::leave(&*self.storage, &self.layout, generation, synced);
     }
 
     /// Lists a segment that the manifest names.

@@ -50,11 +50,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// As [`Store::get_many`].
-    pub fn get_many<K: AsRef<[u8]>>(
-        &self,
-        keys: impl IntoIterator<Item = K>,
-        device: &Device,
-    ) -> Result<Vec<Tensor>> {
+    pub fn get_many<K: AsRef<[u8]>>(&self, keys: impl IntoIterator<Item = K>, device: &Device) -> Result<Vec<Tensor>> {
         let core = self.store.core()?;
         let entries =
             keys.into_iter().map(|key| core.entry(&self.version, key.as_ref())).collect::<Result<Vec<_>>>()?;

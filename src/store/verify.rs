@@ -186,9 +186,7 @@ impl<F: FnMut(VerifyProgress)> Check<'_, F> {
             if whole.finalize() != entry.crc || !chunks_sound {
                 Counters::add(&self.core.counters.checksum_failures, 1);
                 let live = self.version.get(&entry.key).is_ok_and(|current| {
-                    current.is_some_and(|current| {
-                        (current.segment, current.offset) == (extent.segment, extent.offset)
-                    })
+                    current.is_some_and(|current| (current.segment, current.offset) == (extent.segment, extent.offset))
                 });
                 let whose = if live { "" } else { " (an older value, which no key leads to any more)" };
                 self.report.damages.push(Damage {

@@ -24,7 +24,7 @@ use crate::layout::{Field, tiles};
 use crate::limits::KEY_BYTES_MAX;
 
 /// The length that a builder gives a node.
-const NODE_BYTES_TARGET: usize = 2048;
+const NODE_BYTES_TARGET: usize = 1024;
 
 /// No node is longer.
 pub(super) const NODE_BYTES_MAX: u64 = 4096;
@@ -61,8 +61,8 @@ const _: () = assert!(tiles(
     HEAD_BYTES
 ));
 
-/// A node of two children always fits, so that every level is at most half as long as the one below.
-const _: () = assert!(node_len(2, KEY_BYTES_MAX, 0) <= NODE_BYTES_TARGET && NODE_BYTES_TARGET as u64 <= NODE_BYTES_MAX);
+/// A node takes two children always, so that every level is at most half as long as the one below.
+const _: () = assert!(node_len(2, KEY_BYTES_MAX, 0) as u64 <= NODE_BYTES_MAX);
 
 /// The bytes used by a node of so many children, whose separators have a common prefix and suffixes of so many bytes.
 const fn node_len(count: usize, prefix_len: usize, suffixes_len: usize) -> usize {
@@ -106,14 +106,14 @@ impl NodeBuilder {
         self.children.push(u32::try_from(end).expect("the few children of one node are short"));
     }
 
-    /// Adds a child and what separates it from the one before, unless the node is full.
+    /// Adds a child and what separates it from the one before, unless the node is full. The second child always fits.
     fn try_push(&mut self, separator: &[u8], child_bytes: u64) -> bool {
         let count = self.children.len() + 1;
         let first = &self.separators[..self.ends.first().copied().unwrap_or(0)];
         let prefix_len =
             if self.ends.is_empty() { separator.len() } else { common_prefix(&first[..self.prefix_len], separator) };
         let suffixes_len = self.separators.len() + separator.len() - (count - 1) * prefix_len;
-        if node_len(count, prefix_len, suffixes_len) > NODE_BYTES_TARGET {
+        if node_len(count, prefix_len, suffixes_len) > NODE_BYTES_TARGET && count > 2 {
             return false;
         }
         self.prefix_len = prefix_len;
@@ -304,7 +304,8 @@ impl<'b> Node<'b> {
             Ordering::Equal => &key[start.len()..],
         };
         let head = head_of(suffix);
-        let mut low = self.heads.partition_point(|other| u64::from_le_bytes(*other) < head);
+        // All are counted, and not searched by halves: the lines of a node that no cache holds come at once then.
+        let mut low = self.heads.iter().map(|other| usize::from(u64::from_le_bytes(*other) < head)).sum::<usize>();
         if self.heads.get(low).is_none_or(|other| u64::from_le_bytes(*other) != head) {
             return Some(low);
         }

@@ -5,7 +5,8 @@ use std::thread;
 
 use super::*;
 use crate::device::cuda::simulated::MEMORY_BYTES;
-use crate::device::{Download, Staging, Upload};
+use crate::device::staging::Staging;
+use crate::device::transfer::{Download, Upload};
 use crate::error::{Error, Result};
 
 const SLOT: usize = 4096;

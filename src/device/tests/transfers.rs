@@ -2,13 +2,18 @@
 
 use std::collections::VecDeque;
 use std::mem;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use alight_format::Dtype;
+
 use super::*;
-use crate::device::{Download, SLOT_BYTES, SLOTS, Staging, Upload};
+use crate::device::staging::{SLOT_BYTES, SLOTS, Staging};
+use crate::device::transfer::{Download, Upload};
 use crate::error::Error;
+use crate::tensor::{Source, Tensor, TensorRef};
 
 const SLOT: usize = 8192;
 
@@ -47,6 +52,26 @@ fn blocking_copies_at_any_offset_match_an_oracle() {
             }
         }
         assert!(contents(&buffer) == oracle, "{device}");
+    }
+}
+
+#[test]
+fn views_of_an_arena_show_their_own_bytes() {
+    for device in backends() {
+        let bytes = Random::new(4).bytes(10_000);
+        let mut arena = device.allocate(10_000).unwrap();
+        arena.copy_from_host(0, &bytes).unwrap();
+        let base = arena.device_ptr();
+        let arena = Arc::new(arena);
+        let view = Tensor::from_arena(Dtype::U8, &[2, 300], &arena, 4096, 600).unwrap();
+        drop(arena);
+        assert_eq!(view.device_ptr(), base.map(|base| base + 4096));
+        assert_eq!(view.to_host().unwrap(), bytes[4096..4696], "{device}");
+        match TensorRef::from(&view).source() {
+            Source::Host(shown) => assert_eq!((shown, device.is_host()), (&bytes[4096..4696], true)),
+            Source::Device(shown) => assert_eq!((shown.range(), device.is_host()), (4096..4696, false)),
+            Source::Reader(..) => panic!("a tensor is no reader"),
+        }
     }
 }
 

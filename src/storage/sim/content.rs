@@ -210,6 +210,23 @@ impl Content {
     }
 }
 
+#[cfg(test)]
+impl Content {
+    /// The module's invariants, page by page.
+    pub(super) fn assert_invariants(&self) {
+        let mut sum = 0u64;
+        for (&number, page) in &self.pages {
+            let used = self.len.saturating_sub(number * PAGE_BYTES).min(PAGE_BYTES);
+            assert!(used > 0, "a page past the end");
+            assert!(page.bytes[index(used)..].iter().all(|&byte| byte == 0), "bytes past the end");
+            assert_eq!(self.extents.pages_in(&(number..number + 1)), 1, "a page outside of every extent");
+            sum = sum.wrapping_add(fold(number, hash_page(&page.bytes)));
+        }
+        assert_eq!(sum, self.sum);
+        assert!(self.extents.0.windows(2).all(|pair| pair[0].end < pair[1].start));
+    }
+}
+
 impl fmt::Debug for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Content({} bytes, {} pages)", self.len, self.pages.len())

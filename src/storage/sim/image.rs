@@ -187,7 +187,7 @@ impl Image {
     fn fingerprint_of(&self, dir: DirId) -> u64 {
         self.names(dir).fold(1, |sum: u64, (name, node)| {
             let behind = match node {
-                Node::File(file) => self.files.get(&file).map_or(2, Content::fingerprint),
+                Node::File(file) => self.content(file).fingerprint(),
                 Node::Dir(dir) => self.fingerprint_of(dir),
             };
             let is_dir = u64::from(matches!(node, Node::Dir(_)));

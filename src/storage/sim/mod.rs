@@ -3,6 +3,28 @@
 //! [`SimStorage`] answers like a real disk, records what it was asked, fails the calls that it is told to fail, and
 //! presents every state that a crash could have left behind. It is for tests; it keeps nothing anywhere.
 //!
+//! ```
+//! # use std::path::Path;
+//! # use alight::storage::{Caching, OpenMode, Storage, StorageFile, sim::SimStorage, write_all_at};
+//! let sim = SimStorage::new();
+//! let file = sim.open(Path::new("/f"), OpenMode::CreateNew)?;
+//! write_all_at(&*file, b"kept", 0, Caching::Buffered)?;
+//! file.sync()?;
+//! sim.sync_dir(Path::new("/"))?;
+//! sim.marker(1); // "from here on, it must be there"
+//!
+//! let mut walker = sim.trace().walk();
+//! while walker.next_cut() {
+//!     for choice in walker.choices() {
+//!         let state = walker.materialize(&choice);
+//!         if walker.markers() == [1] {
+//!             assert_eq!(state.read_file("/f"), b"kept", "{}", walker.explain(&choice));
+//!         }
+//!     }
+//! }
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
 //! # What a crash can show
 //! - A file's bytes and length are as at its last [`StorageFile::sync`], with any of the changes since: each write,
 //!   allocation, punch and truncation on its own, kept or lost; a write also torn, by sectors of 512 bytes or pages of
@@ -21,8 +43,6 @@
 //! - Each call takes effect at one moment, under one lock.
 //! - A clone of a [`SimStorage`] is the same disk. A materialised state and a [`SimStorage::clone_disk`] are others.
 
-#![allow(dead_code, reason = "effects are read by the walk over crashes, which the next change brings")]
-
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -32,20 +52,24 @@ use parking_lot::Mutex;
 
 use super::{DirEntry, OpenMode, Storage, StorageFile, StorageLock};
 
+mod choice;
 mod content;
 mod crash;
 mod faults;
 mod file;
 mod image;
 mod live;
+mod pending;
 mod rng;
 mod sabotage;
 mod tamper;
 mod trace;
 
+pub use choice::{Choice, Keep, Others, Unit};
 pub use crash::CrashWalker;
 pub use faults::{Fault, FaultKind};
 pub use live::Abilities;
+pub use pending::PendingChange;
 pub use sabotage::Sabotage;
 pub use trace::{Call, Event, OpKind, Trace};
 

@@ -1,0 +1,12 @@
+//! Crash simulation: the power is cut at every call that a workload makes of its disk, and the store is opened on every
+//! state that the disk could then be in.
+//!
+//! `ALIGHT_CRASH_RANDOM=N` draws N random states at every cut instead of a few (the long run), `ALIGHT_CRASH_SEED=N`
+//! other ones, `ALIGHT_CRASH_ONLY=WORKLOAD` looks at one workload. A violation prints the workload, the cut, the choice
+//! and the seed; with the same seed the same states come again.
+
+mod damage;
+mod harness;
+mod oracle;
+mod sabotage;
+mod workloads;

@@ -1,0 +1,199 @@
+//! What a store may hold after a crash, from what was asked of it and what it answered.
+
+use std::collections::BTreeMap;
+
+use alight::storage::sim::SimStorage;
+use alight::{Device, Durability, Error, Maintenance, Store, StoreOptions};
+use parking_lot::Mutex;
+
+pub(crate) type Contents = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Where every simulated store lies.
+pub(crate) const PATH: &str = "/store";
+
+/// The markers that a workload leaves in the trace, next to the calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// The store's creation was acknowledged.
+    Created,
+    /// Commit `n` of thread `t` was begun.
+    Begun(u64, u64),
+    /// It was acknowledged, and everything before it is durable.
+    Durable(u64, u64),
+}
+
+impl Mark {
+    pub(crate) fn number(self) -> u64 {
+        match self {
+            Mark::Created => 1,
+            Mark::Begun(thread, n) => 2 << 60 | thread << 40 | n,
+            Mark::Durable(thread, n) => 3 << 60 | thread << 40 | n,
+        }
+    }
+
+    pub(crate) fn of(number: u64) -> Self {
+        let (thread, n) = (number >> 40 & 0xFFFFF, number & 0xFF_FFFF_FFFF);
+        match number >> 60 {
+            2 => Mark::Begun(thread, n),
+            3 => Mark::Durable(thread, n),
+            _ => Mark::Created,
+        }
+    }
+}
+
+/// One commit: values to put, or keys to delete.
+pub(crate) type Commit = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
+/// What a run was asked, in the order of each thread.
+#[derive(Default)]
+pub(crate) struct Asked {
+    pub threads: Mutex<BTreeMap<u64, Vec<Commit>>>,
+}
+
+/// Runs commits on a store and writes down what was asked and answered.
+pub(crate) struct Scribe<'a> {
+    pub sim: &'a SimStorage,
+    pub asked: &'a Asked,
+    pub thread: u64,
+}
+
+impl Scribe<'_> {
+    /// Makes one commit. Whether it was acknowledged.
+    pub(crate) fn commit(&self, store: &Store, commit: Commit, durability: Durability) -> Result<(), Error> {
+        let n = {
+            let mut threads = self.asked.threads.lock();
+            let commits = threads.entry(self.thread).or_default();
+            commits.push(commit.clone());
+            commits.len() as u64
+        };
+        self.sim.marker(Mark::Begun(self.thread, n).number());
+        let mut batch = store.batch();
+        batch.durability(durability);
+        for (key, value) in &commit {
+            match value {
+                Some(value) => batch.put(key, value)?,
+                None => batch.delete(key)?,
+            }
+        }
+        batch.commit()?;
+        if durability == Durability::Immediate {
+            self.sim.marker(Mark::Durable(self.thread, n).number());
+        }
+        Ok(())
+    }
+
+    /// Everything so far is durable: a sync, or a close, returned.
+    pub(crate) fn all_durable(&self) {
+        let n = self.asked.threads.lock().get(&self.thread).map_or(0, |commits| commits.len() as u64);
+        self.sim.marker(Mark::Durable(self.thread, n).number());
+    }
+}
+
+/// What the markers before a cut promise.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Promised {
+    pub created: bool,
+    pub begun: BTreeMap<u64, u64>,
+    pub durable: BTreeMap<u64, u64>,
+}
+
+impl Promised {
+    pub(crate) fn by(markers: &[u64]) -> Self {
+        let mut promised = Self::default();
+        for &number in markers {
+            match Mark::of(number) {
+                Mark::Created => promised.created = true,
+                Mark::Begun(thread, n) => drop(promised.begun.insert(thread, n)),
+                Mark::Durable(thread, n) => drop(promised.durable.insert(thread, n)),
+            }
+        }
+        promised
+    }
+}
+
+/// Options that make rare paths common.
+pub(crate) fn tiny(sim: &SimStorage) -> StoreOptions {
+    Store::options()
+        .storage(std::sync::Arc::new(sim.clone()))
+        .maintenance(Maintenance::Inline)
+        .segment_bytes(64 << 10)
+        .small_commit_bytes_max(8 << 10)
+        .overlay_entries_max(6)
+}
+
+/// Everything a store holds, or what is wrong with it.
+pub(crate) fn contents(store: &Store) -> Result<Contents, Error> {
+    let mut contents = Contents::new();
+    for info in store.scan("") {
+        let info = info?;
+        let tensor = store.get(&info.key, &Device::host())?;
+        contents.insert(info.key.as_bytes().to_vec(), tensor.to_host()?);
+    }
+    Ok(contents)
+}
+
+/// The contents after each commit of a single thread, from none to all.
+pub(crate) fn histories(commits: &[Commit]) -> Vec<Contents> {
+    let mut all = vec![Contents::new()];
+    for commit in commits {
+        let mut next = all.last().cloned().unwrap_or_default();
+        for (key, value) in commit {
+            match value {
+                Some(value) => drop(next.insert(key.clone(), value.clone())),
+                None => drop(next.remove(key)),
+            }
+        }
+        all.push(next);
+    }
+    all
+}
+
+/// Checks a store against what was asked of one thread: its contents are those after some commit, none that was
+/// promised is missing, and none is there that was not begun.
+pub(crate) fn check_one_thread(store: &Store, histories: &[Contents], promised: &Promised) -> Result<(), String> {
+    let last = store.stat().map_err(|error| error.to_string())?.last_commit as usize;
+    let found = contents(store).map_err(|error| format!("a value cannot be read: {error}"))?;
+    let durable = promised.durable.get(&0).copied().unwrap_or(0) as usize;
+    let begun = promised.begun.get(&0).copied().unwrap_or(0) as usize;
+    if last < durable {
+        return Err(format!("commit {durable} was acknowledged as durable, and the store ends at commit {last}"));
+    }
+    if last > begun {
+        return Err(format!("the store claims commit {last}, and commit {begun} was the last to be begun"));
+    }
+    if found != histories[last] {
+        return Err(format!(
+            "the contents are not those after commit {last}: {:?} instead of {:?}",
+            found.iter().map(|(k, v)| (String::from_utf8_lossy(k).into_owned(), v.len())).collect::<Vec<_>>(),
+            histories[last].iter().map(|(k, v)| (String::from_utf8_lossy(k).into_owned(), v.len())).collect::<Vec<_>>(),
+        ));
+    }
+    Ok(())
+}
+
+/// Checks a store against what several threads asked, each of keys of its own that it never deletes: of every thread
+/// the first so many commits are there, whole.
+pub(crate) fn check_threads(
+    store: &Store,
+    asked: &BTreeMap<u64, Vec<Commit>>,
+    promised: &Promised,
+) -> Result<(), String> {
+    let found = contents(store).map_err(|error| format!("a value cannot be read: {error}"))?;
+    let mut there = 0;
+    for (thread, commits) in asked {
+        let durable = promised.durable.get(thread).copied().unwrap_or(0) as usize;
+        let begun = promised.begun.get(thread).copied().unwrap_or(0) as usize;
+        let whole = |commit: &Commit| commit.iter().all(|(key, value)| found.get(key) == value.as_ref());
+        let absent = |commit: &Commit| commit.iter().all(|(key, _)| !found.contains_key(key));
+        let count = commits.iter().take_while(|commit| whole(commit)).count();
+        if !commits[count..].iter().all(absent) {
+            return Err(format!("thread {thread}: commits after number {count} are there in part, or out of order"));
+        }
+        if !(durable..=begun).contains(&count) {
+            return Err(format!("thread {thread}: {count} commits are there, of {durable} promised and {begun} begun"));
+        }
+        there += count;
+    }
+    let last = store.stat().map_err(|error| error.to_string())?.last_commit as usize;
+    if last == there { Ok(()) } else { Err(format!("{there} commits are there, and the store counts {last}")) }
+}

@@ -1,0 +1,273 @@
+//! What a store is put through while the power may fail. Each is small: a cut at every call, times every state of the
+//! disk, makes many out of few.
+
+use alight::storage::sim::SimStorage;
+use alight::{Durability, Store};
+
+use crate::harness::{Run, expect_sound, record};
+use crate::oracle::{Asked, Commit, Mark, PATH, Scribe, tiny};
+
+/// Bytes that look random, different for every seed and length.
+pub(crate) fn value(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = (seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ len as u64;
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 56) as u8
+        })
+        .collect()
+}
+
+fn put(key: impl Into<String>, seed: u64, len: usize) -> (Vec<u8>, Option<Vec<u8>>) {
+    (key.into().into_bytes(), Some(value(seed, len)))
+}
+
+fn delete(key: impl Into<String>) -> (Vec<u8>, Option<Vec<u8>>) {
+    (key.into().into_bytes(), None)
+}
+
+fn create(sim: &SimStorage) -> Store {
+    let store = tiny(sim).create_new(true).open(PATH).unwrap();
+    sim.marker(Mark::Created.number());
+    store
+}
+
+fn scribe<'a>(sim: &'a SimStorage, asked: &'a Asked) -> Scribe<'a> {
+    Scribe { sim, asked, thread: 0 }
+}
+
+/// Runs commits one after another, durably.
+fn commit_all(scribe: &Scribe<'_>, store: &Store, commits: Vec<Commit>) {
+    for commit in commits {
+        scribe.commit(store, commit, Durability::Immediate).unwrap();
+    }
+}
+
+pub(crate) fn single_puts() -> Run {
+    record("single_puts", false, |sim, asked| {
+        let store = create(sim);
+        let lengths = [0, 1, 300, 4095, 4096, 5000, 7000];
+        let commits = lengths.iter().enumerate().map(|(n, &len)| vec![put(format!("k{n}"), n as u64, len)]);
+        commit_all(&scribe(sim, asked), &store, commits.collect());
+        store.abandon();
+    })
+}
+
+pub(crate) fn overwrites_and_deletes() -> Run {
+    record("overwrites_and_deletes", false, |sim, asked| {
+        let store = create(sim);
+        let commits =
+            (0..10u64).map(|n| if n % 4 == 3 { vec![delete("k")] } else { vec![put("k", n, 100 + n as usize)] });
+        commit_all(&scribe(sim, asked), &store, commits.collect());
+        store.abandon();
+    })
+}
+
+pub(crate) fn batches_with_deletes() -> Run {
+    record("batches_with_deletes", false, |sim, asked| {
+        let store = create(sim);
+        let commits = (0..6u64).map(|n| {
+            let mut commit: Commit =
+                (0..3).map(|i| put(format!("{}", (n + i) % 5), n * 3 + i, 200 + 700 * i as usize)).collect();
+            commit.push(delete(format!("{}", (n + 3) % 5)));
+            commit
+        });
+        commit_all(&scribe(sim, asked), &store, commits.collect());
+        store.abandon();
+    })
+}
+
+pub(crate) fn large_values() -> Run {
+    record("large_values", false, |sim, asked| {
+        let store = create(sim);
+        // Over 8 KiB: the payload is synced before the frame. Over 16 KiB: a segment of its own.
+        let lengths = [9000, 100, 12_000, 20_000, 50, 9000, 40_000];
+        let commits = lengths.iter().enumerate().map(|(n, &len)| vec![put(format!("k{}", n % 4), n as u64, len)]);
+        commit_all(&scribe(sim, asked), &store, commits.collect());
+        store.abandon();
+    })
+}
+
+pub(crate) fn segment_roll() -> Run {
+    record("segment_roll", false, |sim, asked| {
+        let store = create(sim);
+        // Twelve of these fill a segment of 64 KiB and a bit.
+        let commits = (0..14u64).map(|n| vec![put(format!("k{}", n % 6), n, 3500)]);
+        commit_all(&scribe(sim, asked), &store, commits.collect());
+        store.abandon();
+    })
+}
+
+pub(crate) fn index_flush() -> Run {
+    record("index_flush", false, |sim, asked| {
+        let store = create(sim);
+        // The overlay holds six keys; the flush comes inside a commit.
+        let commits = (0..16u64)
+            .map(|n| if n % 5 == 4 { vec![delete(format!("k{}", n - 3))] } else { vec![put(format!("k{n}"), n, 64)] });
+        commit_all(&scribe(sim, asked), &store, commits.collect());
+        store.abandon();
+    })
+}
+
+pub(crate) fn run_merges() -> Run {
+    record("run_merges", false, |sim, asked| {
+        let store = create(sim);
+        let commits =
+            (0..9u64).map(|n| (0..6).map(|i| put(format!("k{}", (n * 5 + i * 7) % 40), n * 6 + i, 40)).collect());
+        commit_all(&scribe(sim, asked), &store, commits.collect());
+        store.abandon();
+    })
+}
+
+pub(crate) fn eventual_then_sync() -> Run {
+    record("eventual_then_sync", false, |sim, asked| {
+        let store = create(sim);
+        let scribe = scribe(sim, asked);
+        for n in 0..9u64 {
+            scribe.commit(&store, vec![put(format!("k{}", n % 4), n, 500)], Durability::Eventual).unwrap();
+            if n == 4 {
+                store.sync().unwrap();
+                scribe.all_durable();
+            }
+        }
+        scribe.commit(&store, vec![put("last", 99, 10_000)], Durability::Immediate).unwrap();
+        scribe.commit(&store, vec![delete("k1")], Durability::Eventual).unwrap();
+        store.abandon();
+    })
+}
+
+pub(crate) fn eventual_and_large_mixed() -> Run {
+    record("eventual_and_large_mixed", false, |sim, asked| {
+        let store = create(sim);
+        let scribe = scribe(sim, asked);
+        for n in 0..8u64 {
+            let (len, durability) = match n % 4 {
+                0 => (200, Durability::Eventual),
+                1 => (9000, Durability::Eventual),
+                2 => (20_000, Durability::Eventual),
+                _ => (300, Durability::Immediate),
+            };
+            scribe.commit(&store, vec![put(format!("k{}", n % 5), n, len)], durability).unwrap();
+        }
+        store.abandon();
+    })
+}
+
+pub(crate) fn close_and_reopen() -> Run {
+    record("close_and_reopen", false, |sim, asked| {
+        let mut store = create(sim);
+        let scribe = scribe(sim, asked);
+        for n in 0..9u64 {
+            scribe.commit(&store, vec![put(format!("k{}", n % 5), n, 600)], Durability::Immediate).unwrap();
+            if n % 3 == 2 {
+                store.close().unwrap();
+                scribe.all_durable();
+                store = tiny(sim).open(PATH).unwrap();
+            }
+        }
+        store.abandon();
+    })
+}
+
+pub(crate) fn killed_and_reopened() -> Run {
+    record("killed_and_reopened", false, |sim, asked| {
+        let mut store = create(sim);
+        let scribe = scribe(sim, asked);
+        for n in 0..10u64 {
+            let durability = if n % 3 == 0 { Durability::Eventual } else { Durability::Immediate };
+            let len = if n % 4 == 1 { 9500 } else { 400 };
+            scribe.commit(&store, vec![put(format!("k{}", n % 6), n, len)], durability).unwrap();
+            if n % 2 == 1 {
+                // The process dies: nothing is settled, and the disk's cache goes on.
+                store.abandon();
+                store = tiny(sim).open(PATH).unwrap();
+            }
+        }
+        store.abandon();
+    })
+}
+
+pub(crate) fn recovered_from_a_torn_tail() -> Run {
+    // A disk on which an earlier crash lost the first of three commits, and kept the others. Fewer keys than the overlay
+    // holds, or a flush would have synced them.
+    let earlier = record("", false, |sim, asked| {
+        let store = create(sim);
+        let scribe = scribe(sim, asked);
+        for n in 0..2u64 {
+            scribe.commit(&store, vec![put(format!("k{n}"), n, 5000)], Durability::Immediate).unwrap();
+        }
+        for n in 2..5u64 {
+            scribe.commit(&store, vec![put(format!("k{n}"), n, 5000)], Durability::Eventual).unwrap();
+        }
+        store.abandon();
+    });
+    let mut walker = earlier.trace.walk();
+    while walker.next_cut() {}
+    let first_lost =
+        walker.pending().iter().position(|change| change.path().extension().is_some_and(|kind| kind == "seg")).unwrap();
+    let torn = walker.materialize(&alight::storage::sim::Choice::DropOne(first_lost));
+    torn.start_recording();
+    crate::harness::record_on(torn, "recovered_from_a_torn_tail", false, |sim, asked| {
+        let kept: Vec<Commit> = earlier.asked.threads.lock()[&0][..2].to_vec();
+        asked.threads.lock().insert(0, kept);
+        let scribe = scribe(sim, asked);
+        sim.marker(Mark::Created.number());
+        sim.marker(Mark::Begun(0, 2).number());
+        scribe.all_durable();
+        let store = tiny(sim).open(PATH).unwrap();
+        for n in 10..15u64 {
+            scribe.commit(&store, vec![put(format!("k{}", n % 7), n, 3000)], Durability::Immediate).unwrap();
+        }
+        store.abandon();
+    })
+}
+
+pub(crate) fn group_commit() -> Run {
+    record("group_commit", true, |sim, asked| {
+        let store = create(sim);
+        std::thread::scope(|scope| {
+            for thread in 0..4u64 {
+                let store = store.clone();
+                scope.spawn(move || {
+                    let scribe = Scribe { sim, asked, thread };
+                    for n in 0..4u64 {
+                        let len = if thread == 3 && n == 1 { 9000 } else { 300 + 900 * n as usize };
+                        let commit =
+                            (0..2).map(|i| put(format!("{thread}-{n}-{i}"), thread * 100 + n * 10 + i, len)).collect();
+                        scribe.commit(&store, commit, Durability::Immediate).unwrap();
+                    }
+                });
+            }
+        });
+        store.abandon();
+    })
+}
+
+macro_rules! sound {
+    ($($name:ident),* $(,)?) => {
+        $(
+            mod $name {
+                #[test]
+                fn survives_a_power_cut_at_every_call() {
+                    super::expect_sound(&super::$name());
+                }
+            }
+        )*
+    };
+}
+
+sound!(
+    single_puts,
+    overwrites_and_deletes,
+    batches_with_deletes,
+    large_values,
+    segment_roll,
+    index_flush,
+    run_merges,
+    eventual_then_sync,
+    eventual_and_large_mixed,
+    close_and_reopen,
+    killed_and_reopened,
+    recovered_from_a_torn_tail,
+    group_commit,
+);
