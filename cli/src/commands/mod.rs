@@ -1,0 +1,58 @@
+//! One file for each command: its arguments, what it does, and its report.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+
+use alight::Store;
+
+use crate::args::Command;
+use crate::failure::Failure;
+use crate::output::Output;
+
+pub(crate) mod bench;
+pub(crate) mod demo;
+pub(crate) mod export;
+pub(crate) mod get;
+pub(crate) mod import;
+pub(crate) mod load;
+pub(crate) mod ls;
+pub(crate) mod put;
+pub(crate) mod rm;
+pub(crate) mod stat;
+pub(crate) mod verify;
+
+pub(crate) fn run(command: Command, output: &Output) -> Result<(), Failure> {
+    match command {
+        Command::Demo(args) => demo::run(&args, output),
+        Command::Import(args) => import::run(&args, output),
+        Command::Export(args) => export::run(args, output),
+        Command::Put(args) => put::run(args, output),
+        Command::Get(args) => get::run(args, output),
+        Command::Load(args) => load::run(args, output),
+        Command::Ls(args) => ls::run(args, output),
+        Command::Rm(args) => rm::run(args, output),
+        Command::Stat(args) => stat::run(&args, output),
+        Command::Verify(args) => verify::run(&args, output),
+        Command::Bench(args) => bench::run(&args, output),
+    }
+}
+
+/// Opens a store to read from: beside a writer, and on a read-only file system.
+fn open_to_read(path: &Path) -> Result<Store, Failure> {
+    Ok(Store::options().read_only(true).open(path)?)
+}
+
+/// Opens a store to write to, and makes it where there is none; says whether it made it.
+fn open_or_create(path: &Path) -> Result<(Store, bool), Failure> {
+    match Store::open(path) {
+        Ok(store) => Ok((store, false)),
+        Err(alight::Error::NotAStore { .. }) => Ok((Store::options().create(true).open(path)?, true)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A key or a prefix as it came from the command line: any bytes.
+fn key_bytes(key: OsString) -> Vec<u8> {
+    key.into_vec()
+}
