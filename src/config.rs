@@ -40,10 +40,10 @@ pub(crate) const OPEN_SEGMENTS_MAX: usize = 256;
 
 /// One half of the double buffer that carries a large commit to the disk. Four megabytes is where a single stream of
 /// direct writes reaches the disk's rate.
-pub(crate) const WRITE_BUFFER_BYTES: usize = 4 << 20;
+pub(crate) const WRITE_BUFFER_BYTES: usize = 2 << 20;
 
 /// How many such buffers a large commit has in hand: two on their way to the disk, one being filled.
-pub(crate) const WRITE_BUFFERS: usize = 3;
+pub(crate) const WRITE_BUFFERS: usize = 4;
 
 /// Threads that read for one `get_many`, the caller's own included.
 pub(crate) const READ_THREADS_MAX: usize = 16;

@@ -155,7 +155,7 @@ fn commit(core: &Core, changes: Vec<Change<'_>>, durability: Durability) -> Resu
 
     let seq = if payload_len <= core.small_commit_bytes_max && writer.committer.shares_a_segment(total) {
         let mut bytes = core.buffers.take(total as usize);
-        let mut stream = PayloadStream::new(&mut blobs);
+        let mut stream = PayloadStream::new(&mut blobs, 0);
         stream.fill(&mut bytes[frame_len as usize..])?;
         stream.finish();
         fill_in_checksums(&mut entries, &mut blobs);
@@ -239,14 +239,15 @@ fn lay_out_changes(changes: Vec<Change<'_>>) -> (Vec<Entry>, Vec<Blob<'_>>, u64)
 }
 
 fn stream_payload(core: &Core, tail: &Tail, frame_len: u64, payload_len: u64, blobs: &mut [Blob<'_>]) -> Result<()> {
-    let start = tail.offset + frame_len;
-    let mut stream = PayloadStream::new(blobs);
+    // Zeros where the frame will be: the file system then has its blocks in order with the payload's sync, and the
+    // frame's own sync, an overwrite, costs no journal commit (0.6 instead of 1.9 ms on a virtual disk with ext4).
+    let mut stream = PayloadStream::new(blobs, frame_len);
     pump(
         &core.buffers,
-        payload_len,
+        frame_len + payload_len,
         |_, window| stream.fill(window),
         |offset, window| {
-            write_all_at(&*tail.file, window, start + offset, Caching::Direct)
+            write_all_at(&*tail.file, window, tail.offset + offset, Caching::Direct)
                 .map_err(Error::io("write a payload to", &tail.segment.path))
         },
     )?;
