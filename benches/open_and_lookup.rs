@@ -99,7 +99,7 @@ fn open_after_a_kill(path: &std::path::Path) -> Duration {
         let store = Store::create(path).expect("create");
         let mut n = 0;
         // As many keys as the overlay may hold before it is written out, in commits of one batch of 32.
-        while n < 32 * 1024 - 32 {
+        while n < 16 * 1024 - 32 {
             let mut batch = store.batch();
             batch.durability(Durability::Eventual);
             let names: Vec<String> = (n..n + 32).map(key).collect();
@@ -124,7 +124,10 @@ fn main() {
     let asked: Vec<u64> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
     let sizes = if asked.is_empty() { vec![1_000_000, 10_000_000] } else { asked };
     let folder = tempfile::tempdir().expect("a temporary folder");
-    println!("{:>12} {:>10} {:>12} {:>16} {:>14} {:>10} {:>14} {:>10} {:>6}", "keys", "fill s", "open", "open+first get", "lookup p50", "p99", "absent p50", "p99", "runs");
+    println!(
+        "{:>12} {:>10} {:>12} {:>16} {:>14} {:>10} {:>14} {:>10} {:>6}",
+        "keys", "fill s", "open", "open+first get", "lookup p50", "p99", "absent p50", "p99", "runs"
+    );
     for keys in sizes {
         let path = folder.path().join(format!("{keys}"));
         let filled = fill(&path, keys);

@@ -24,8 +24,8 @@ pub(crate) const GROUP_BYTES_MAX: u64 = 8 << 20;
 pub(crate) const ALLOCATE_STEP_BYTES: u64 = 64 << 20;
 
 /// The index overlay is written out as a run when it holds this many keys: replaying as many after a crash takes tens
-/// of milliseconds, and they take about 10 MiB of memory.
-pub(crate) const OVERLAY_ENTRIES_MAX: usize = 32 * 1024;
+/// of milliseconds, and they take about 5 MiB of memory.
+pub(crate) const OVERLAY_ENTRIES_MAX: usize = 16 * 1024;
 
 /// A run is merged with its newer neighbours while it has fewer than this many times their entries, so the number of
 /// runs grows with the logarithm of the number of keys.
@@ -40,10 +40,10 @@ pub(crate) const OPEN_SEGMENTS_MAX: usize = 256;
 
 /// One half of the double buffer that carries a large commit to the disk. Four megabytes is where a single stream of
 /// direct writes reaches the disk's rate.
-pub(crate) const WRITE_BUFFER_BYTES: usize = 4 << 20;
+pub(crate) const WRITE_BUFFER_BYTES: usize = 2 << 20;
 
 /// How many such buffers a large commit has in hand: two on their way to the disk, one being filled.
-pub(crate) const WRITE_BUFFERS: usize = 3;
+pub(crate) const WRITE_BUFFERS: usize = 4;
 
 /// Threads that read for one `get_many`, the caller's own included.
 pub(crate) const READ_THREADS_MAX: usize = 16;

@@ -48,19 +48,24 @@ pub(crate) struct PayloadStream<'a, 'b> {
     blobs: &'b mut [Blob<'a>],
     next: usize,
     position: u64,
+    /// Zeros that are still to come before the payload begins.
+    lead: u64,
     /// The checksum of the current chunk so far.
     chunk: crc32fast::Hasher,
 }
 
 impl<'a, 'b> PayloadStream<'a, 'b> {
-    /// The blobs lie in rising order.
-    pub(crate) fn new(blobs: &'b mut [Blob<'a>]) -> Self {
-        Self { blobs, next: 0, position: 0, chunk: crc32fast::Hasher::new() }
+    /// The blobs lie in rising order. `lead` zeros come before the payload.
+    pub(crate) fn new(blobs: &'b mut [Blob<'a>], lead: u64) -> Self {
+        Self { blobs, next: 0, position: 0, lead, chunk: crc32fast::Hasher::new() }
     }
 
     /// Fills the next bytes of the payload; the gaps between blobs are zeros.
     pub(crate) fn fill(&mut self, window: &mut [u8]) -> Result<()> {
-        let mut rest = window;
+        let lead = self.lead.min(window.len() as u64);
+        self.lead -= lead;
+        let (zeros, mut rest) = window.split_at_mut(lead as usize);
+        zeros.fill(0);
         while !rest.is_empty() {
             let Some(blob) = self.blobs.get_mut(self.next) else {
                 rest.fill(0);
@@ -152,10 +157,13 @@ mod tests {
         for window in [1 << 12, 12345, chunk, 4 * chunk, 64 * chunk] {
             let mut blobs: Vec<Blob<'_>> =
                 bytes.iter().zip(&offsets).map(|(bytes, &offset)| Blob::new(bytes.into(), offset)).collect();
-            let mut payload = vec![0xAA; payload_len as usize];
-            let mut stream = PayloadStream::new(&mut blobs);
-            payload.chunks_mut(window).for_each(|window| stream.fill(window).unwrap());
+            let lead = window as u64 / 3;
+            let mut filled = vec![0xAA; (lead + payload_len) as usize];
+            let mut stream = PayloadStream::new(&mut blobs, lead);
+            filled.chunks_mut(window).for_each(|window| stream.fill(window).unwrap());
             stream.finish();
+            let (zeros, payload) = filled.split_at(lead as usize);
+            assert!(zeros.iter().all(|&byte| byte == 0));
             assert!(payload == expected, "window {window}");
             for (blob, bytes) in blobs.iter().zip(&bytes) {
                 assert_eq!(blob.crc, alight_format::crc32(bytes));

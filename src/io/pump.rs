@@ -1,19 +1,20 @@
 //! The double buffer of a large write: while some buffers are on their way to the disk, the next is filled.
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use parking_lot::Mutex;
 
 use crate::config::{WRITE_BUFFER_BYTES, WRITE_BUFFERS};
 use crate::error::Result;
-use crate::storage::AlignedBuf;
+use crate::storage::{BufferPool, PooledBuf};
 
 /// Carries `total` bytes from `fill` to `flush`, in order, in windows of at most [`WRITE_BUFFER_BYTES`].
 ///
 /// `fill(offset, window)` is called on this thread, once for each window, in rising order; `flush(offset, window)` on
 /// others, for several windows at once. The first failure of either ends the pump; when it returns, no window is in
-/// flight. Memory: [`WRITE_BUFFERS`] windows.
+/// flight. Memory: [`WRITE_BUFFERS`] windows of the pool.
 pub(crate) fn pump(
+    pool: &Arc<BufferPool>,
     total: u64,
     mut fill: impl FnMut(u64, &mut [u8]) -> Result<()>,
     flush: impl Fn(u64, &[u8]) -> Result<()> + Sync,
@@ -21,17 +22,17 @@ pub(crate) fn pump(
     let window = (WRITE_BUFFER_BYTES as u64).min(total).max(1) as usize;
     let windows = total.div_ceil(window as u64);
     if windows <= 1 {
-        let mut buffer = AlignedBuf::zeroed(window);
+        let mut buffer = pool.take(window);
         fill(0, &mut buffer[..total as usize])?;
         return flush(0, &buffer[..total as usize]);
     }
 
     let failure = Mutex::new(None);
     let (give, free) = mpsc::channel();
-    let (full, take) = mpsc::channel::<(u64, usize, AlignedBuf)>();
+    let (full, take) = mpsc::channel::<(u64, usize, PooledBuf)>();
     let take = Mutex::new(take);
     for _ in 0..WRITE_BUFFERS.min(windows as usize) {
-        give.send(AlignedBuf::zeroed(window)).expect("the receiver is held below");
+        give.send(pool.take(window)).expect("the receiver is held below");
     }
     let filled = std::thread::scope(|scope| {
         for _ in 1..WRITE_BUFFERS {
@@ -52,7 +53,7 @@ pub(crate) fn pump(
         }
         let mut offset = 0;
         while offset < total && failure.lock().is_none() {
-            let mut buffer: AlignedBuf = free.recv().expect("`give` is held by this frame");
+            let mut buffer: PooledBuf = free.recv().expect("`give` is held by this frame");
             let len = (window as u64).min(total - offset) as usize;
             fill(offset, &mut buffer[..len])?;
             full.send((offset, len, buffer)).expect("`take` is held by this frame");
@@ -85,6 +86,7 @@ mod tests {
             let target = Mutex::new(vec![None; total as usize]);
             let mut next = 0;
             pump(
+                &Arc::default(),
                 total,
                 |offset, window| {
                     assert_eq!(offset, next, "windows are filled in order");
@@ -111,10 +113,15 @@ mod tests {
         for failing in 0..20u64 {
             let at = failing * WRITE_BUFFER_BYTES as u64;
             let filled = AtomicU64::new(0);
-            let in_fill =
-                pump(total, |offset, _| if offset == at { Err(Error::Closed) } else { Ok(()) }, |_, _| Ok(()));
+            let in_fill = pump(
+                &Arc::default(),
+                total,
+                |offset, _| if offset == at { Err(Error::Closed) } else { Ok(()) },
+                |_, _| Ok(()),
+            );
             assert!(matches!(in_fill, Err(Error::Closed)));
             let in_flush = pump(
+                &Arc::default(),
                 total,
                 |_, _| {
                     filled.fetch_add(1, Ordering::Relaxed);

@@ -2,6 +2,9 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 /// The alignment that a direct transfer keeps: of address, offset and length. Every common disk's logical block is 512
 /// or 4096 bytes; the format's block is 4096, so nothing is lost by always taking the larger.
@@ -19,9 +22,8 @@ pub struct AlignedBuf {
 }
 
 impl AlignedBuf {
-    /// A zeroed buffer of at least `len` bytes, rounded up to whole pages.
-    ///
-    /// Takes the memory as zeros from the system, so a large one costs nothing until it is touched.
+    /// A zeroed buffer of at least `len` bytes, rounded up to whole pages. Writes every page once: about a tenth of a
+    /// millisecond a MiB. Who needs large ones often takes them from a [`BufferPool`].
     pub fn zeroed(len: usize) -> Self {
         let pages = Box::<[Page]>::new_zeroed_slice(len.div_ceil(PAGE));
         #[expect(
@@ -65,9 +67,92 @@ impl fmt::Debug for AlignedBuf {
     }
 }
 
+/// Buffers that are used again and again, so that a large one costs its page faults once.
+///
+/// Keeps at most 24 MiB between uses, however many are out at a time.
+#[derive(Debug, Default)]
+pub struct BufferPool {
+    free: Mutex<Vec<AlignedBuf>>,
+}
+
+/// The most that a pool keeps: three buffers of a large commit, and a few of small ones.
+const KEPT_BYTES: usize = 24 << 20;
+
+impl BufferPool {
+    /// A buffer of `len` bytes, whose contents are whatever its last user left there.
+    pub fn take(self: &Arc<Self>, len: usize) -> PooledBuf {
+        let mut free = self.free.lock();
+        // The smallest that is large enough, and not so large that it would be missed elsewhere.
+        let fitting = (0..free.len())
+            .filter(|&index| (len..=len.saturating_mul(4).max(1 << 16)).contains(&free[index].len()))
+            .min_by_key(|&index| free[index].len());
+        let buffer = fitting.map(|index| free.swap_remove(index));
+        drop(free);
+        let buffer = buffer.unwrap_or_else(|| AlignedBuf::zeroed(len));
+        PooledBuf { pool: Arc::clone(self), buffer: Some(buffer), len }
+    }
+
+    fn give_back(&self, buffer: AlignedBuf) {
+        let mut free = self.free.lock();
+        let kept: usize = free.iter().map(|buffer| buffer.len()).sum();
+        if kept + buffer.len() <= KEPT_BYTES {
+            free.push(buffer);
+        }
+    }
+}
+
+/// A buffer on loan from a [`BufferPool`]; page-aligned, and exactly as long as was asked for.
+#[derive(Debug)]
+pub struct PooledBuf {
+    pool: Arc<BufferPool>,
+    /// Taken when it is dropped.
+    buffer: Option<AlignedBuf>,
+    len: usize,
+}
+
+impl Deref for PooledBuf {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.buffer.as_ref().expect("there until it is dropped")[..self.len]
+    }
+}
+
+impl DerefMut for PooledBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer.as_mut().expect("there until it is dropped")[..self.len]
+    }
+}
+
+impl Drop for PooledBuf {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            self.pool.give_back(buffer);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pool_lends_the_same_memory_again_and_keeps_no_more_than_its_bound() {
+        let pool = Arc::new(BufferPool::default());
+        let mut first = pool.take(100_000);
+        assert_eq!((first.len(), first.as_ptr() as usize % PAGE), (100_000, 0));
+        first.fill(7);
+        let place = first.as_ptr();
+        drop(first);
+        let again = pool.take(90_000);
+        assert_eq!((again.as_ptr(), again.len(), again[89_999]), (place, 90_000, 7));
+        let other = pool.take(90_000);
+        assert_ne!(other.as_ptr(), place);
+        drop((again, other));
+        let many: Vec<PooledBuf> = (0..20).map(|_| pool.take(4 << 20)).collect();
+        drop(many);
+        assert!(pool.free.lock().iter().map(|buffer| buffer.len()).sum::<usize>() <= KEPT_BYTES);
+    }
 
     #[test]
     fn a_buffer_is_page_aligned_zeroed_and_rounded_up() {

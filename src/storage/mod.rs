@@ -24,7 +24,7 @@ pub mod sim;
 #[cfg(test)]
 mod suite;
 
-pub use aligned::{AlignedBuf, DIRECT_ALIGN_BYTES};
+pub use aligned::{AlignedBuf, BufferPool, DIRECT_ALIGN_BYTES, PooledBuf};
 pub use file::FileStorage;
 
 /// How a file is opened.

@@ -7,7 +7,7 @@ use alight_format::{EncodedBody, Entry, EntryKind, IndexEntry, SegmentId, Seq, l
 use crate::error::{Error, Result};
 use crate::io::{Blob, PayloadStream, lay_out, pump};
 use crate::metrics::Counters;
-use crate::storage::{AlignedBuf, Caching, write_all_at};
+use crate::storage::{Caching, write_all_at};
 use crate::store::Store;
 use crate::store::commit::{SmallCommit, Tail};
 use crate::store::core::Core;
@@ -154,8 +154,8 @@ fn commit(core: &Core, changes: Vec<Change<'_>>, durability: Durability) -> Resu
     let total = frame_len + payload_len;
 
     let seq = if payload_len <= core.small_commit_bytes_max && writer.committer.shares_a_segment(total) {
-        let mut bytes = AlignedBuf::zeroed(total as usize);
-        let mut stream = PayloadStream::new(&mut blobs);
+        let mut bytes = core.buffers.take(total as usize);
+        let mut stream = PayloadStream::new(&mut blobs, 0);
         stream.fill(&mut bytes[frame_len as usize..])?;
         stream.finish();
         fill_in_checksums(&mut entries, &mut blobs);
@@ -163,7 +163,7 @@ fn commit(core: &Core, changes: Vec<Change<'_>>, durability: Durability) -> Resu
         writer.committer.write_small(SmallCommit { body, bytes, entries: index_entries(entries), durable })?
     } else {
         let tail = writer.committer.lease(total)?;
-        if let Err(error) = stream_payload(&tail, frame_len, payload_len, &mut blobs) {
+        if let Err(error) = stream_payload(core, &tail, frame_len, payload_len, &mut blobs) {
             writer.committer.give_back(tail);
             return Err(error);
         }
@@ -238,14 +238,16 @@ fn lay_out_changes(changes: Vec<Change<'_>>) -> (Vec<Entry>, Vec<Blob<'_>>, u64)
     (entries, blobs, payload_len)
 }
 
-fn stream_payload(tail: &Tail, frame_len: u64, payload_len: u64, blobs: &mut [Blob<'_>]) -> Result<()> {
-    let start = tail.offset + frame_len;
-    let mut stream = PayloadStream::new(blobs);
+fn stream_payload(core: &Core, tail: &Tail, frame_len: u64, payload_len: u64, blobs: &mut [Blob<'_>]) -> Result<()> {
+    // Zeros where the frame will be: the file system then has its blocks in order with the payload's sync, and the
+    // frame's own sync, an overwrite, costs no journal commit (0.6 instead of 1.9 ms on a virtual disk with ext4).
+    let mut stream = PayloadStream::new(blobs, frame_len);
     pump(
-        payload_len,
+        &core.buffers,
+        frame_len + payload_len,
         |_, window| stream.fill(window),
         |offset, window| {
-            write_all_at(&*tail.file, window, start + offset, Caching::Direct)
+            write_all_at(&*tail.file, window, tail.offset + offset, Caching::Direct)
                 .map_err(Error::io("write a payload to", &tail.segment.path))
         },
     )?;

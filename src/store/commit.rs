@@ -27,14 +27,14 @@ use parking_lot::Mutex;
 
 use crate::config::{ALLOCATE_STEP_BYTES, GROUP_BYTES_MAX};
 use crate::error::{Error, Result};
-use crate::storage::{AlignedBuf, Caching, StorageFile, write_all_vectored_at};
+use crate::storage::{AlignedBuf, Caching, PooledBuf, StorageFile, write_all_vectored_at};
 use crate::store::segment::{FIRST_FRAME, Segment, Segments};
 
 /// A commit whose bytes are ready but for what depends on its place: the front of `bytes` is room for the frame, the
 /// rest is the payload.
 pub(crate) struct SmallCommit {
     pub(crate) body: EncodedBody,
-    pub(crate) bytes: AlignedBuf,
+    pub(crate) bytes: PooledBuf,
     /// Index entries with `offset` still relative to the payload, and no place or number yet.
     pub(crate) entries: Vec<IndexEntry>,
     pub(crate) durable: bool,

@@ -12,7 +12,7 @@ use crate::config::{FLUSH_PATIENCE, OVERLAY_BACKLOG_FACTOR};
 use crate::error::{Error, Result};
 use crate::index::Version;
 use crate::metrics::Counters;
-use crate::storage::{Storage, StorageLock};
+use crate::storage::{BufferPool, Storage, StorageLock};
 use crate::store::commit::Committer;
 use crate::store::distrust;
 use crate::store::layout::Layout;
@@ -26,6 +26,7 @@ pub(crate) struct Core {
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) segments: Arc<Segments>,
     pub(crate) counters: Counters,
+    pub(crate) buffers: Arc<BufferPool>,
     pub(crate) durability: Durability,
     pub(crate) small_commit_bytes_max: u64,
     pub(crate) closed: AtomicBool,
@@ -73,6 +74,7 @@ impl Core {
             storage: Arc::clone(&options.storage),
             segments,
             counters: Counters::default(),
+            buffers: Arc::default(),
             durability: options.durability,
             small_commit_bytes_max: options.small_commit_bytes_max,
             closed: AtomicBool::new(false),

@@ -105,7 +105,7 @@ impl StoreOptions {
         self
     }
 
-    /// How many keys gather in memory before the index is written out, at least 1; 32,768 at first. A process that ends
+    /// How many keys gather in memory before the index is written out, at least 1; 16,384 at first. A process that ends
     /// without [`Store::close`] leaves as many to be read again by the next open.
     pub fn overlay_entries_max(mut self, entries: usize) -> Self {
         self.overlay_entries_max = entries;

@@ -40,7 +40,7 @@ impl Core {
     pub(crate) fn read_many(&self, entries: &[Arc<IndexEntry>], device: &Device) -> Result<Vec<Tensor>> {
         let extents: Vec<Extent> = entries.iter().map(|entry| extent_of(entry)).collect();
         let plan = ReadPlan::new(&extents, device.is_host());
-        let mut arena = device.allocate(plan.arena_bytes)?;
+        let mut arena = device.allocate_to_be_filled(plan.arena_bytes)?;
         let outcome = execute(&plan, &extents, &|id| self.segment_file(id), &mut arena, &self.counters)?;
         if let Some(&first) = outcome.damaged.first() {
             Counters::add(&self.counters.checksum_failures, outcome.damaged.len() as u64);

@@ -76,7 +76,8 @@ pub(crate) fn scan_tail(segment: &Arc<Segment>, file: &dyn StorageFile) -> Resul
     };
     let mut offset = start.end;
     let mut digest = start.previous_digest;
-    while let Some(found) = read_frame(segment, file, offset, len_bytes)? {
+    let mut window = Window::new(file, path, len_bytes);
+    while let Some(found) = read_frame_through(&mut window, segment, offset)? {
         if found.prelude.previous_digest != digest {
             break;
         }
@@ -90,8 +91,41 @@ pub(crate) fn scan_tail(segment: &Arc<Segment>, file: &dyn StorageFile) -> Resul
     Ok(scan)
 }
 
-/// How much of a tail is looked through at a time.
+/// How much of a tail is read at a time.
 const WINDOW_BYTES: usize = 1 << 20;
+
+/// The bytes of a file around where it was last read: frames lie close together, and reading them one by one would wait
+/// for the disk as often.
+struct Window<'a> {
+    file: &'a dyn StorageFile,
+    path: &'a Path,
+    file_len: u64,
+    buffer: AlignedBuf,
+    start: u64,
+    filled: usize,
+}
+
+impl<'a> Window<'a> {
+    fn new(file: &'a dyn StorageFile, path: &'a Path, file_len: u64) -> Self {
+        Self { file, path, file_len, buffer: AlignedBuf::zeroed(0), start: 0, filled: 0 }
+    }
+
+    /// The bytes at `offset`, which lie inside the file.
+    fn get(&mut self, offset: u64, len: usize) -> Result<&[u8]> {
+        let inside = offset >= self.start && offset + len as u64 <= self.start + self.filled as u64;
+        if !inside {
+            let room = len.max(WINDOW_BYTES).min((self.file_len - offset) as usize);
+            if self.buffer.len() < room {
+                self.buffer = AlignedBuf::zeroed(room);
+            }
+            (self.start, self.filled) = (offset, 0);
+            read_exact_at(self.file, &mut self.buffer[..room], offset, Caching::Buffered)
+                .map_err(Error::io("read", self.path))?;
+            self.filled = room;
+        }
+        Ok(&self.buffer[(offset - self.start) as usize..][..len])
+    }
+}
 
 /// Looks behind the first gap for anything at all, and for frames that know of syncs. In a segment that holds one
 /// commit alone nothing can follow a torn one, and its payload, which may be of any length, is not searched.
@@ -148,29 +182,37 @@ pub(crate) fn read_frame(
     }
     let mut first = AlignedBuf::zeroed(limits::BLOCK_BYTES as usize);
     read_exact_at(file, &mut first, offset, Caching::Buffered).map_err(Error::io("read", path))?;
-    let Ok(prelude) = Prelude::decode(&first) else { return Ok(None) };
-    if !prelude.belongs(segment.salt, offset) {
+    let Some(prelude) = own_prelude(&first, segment, offset, len_bytes) else { return Ok(None) };
+    let mut whole = first;
+    if prelude.frame_len > limits::BLOCK_BYTES {
+        whole = AlignedBuf::zeroed(prelude.frame_len as usize);
+        read_exact_at(file, &mut whole, offset, Caching::Buffered).map_err(Error::io("read", path))?;
+    }
+    Ok(decode(&whole[..prelude.frame_len as usize], segment))
+}
+
+/// [`read_frame`], of many in a row.
+fn read_frame_through(window: &mut Window<'_>, segment: &Arc<Segment>, offset: u64) -> Result<Option<Found>> {
+    let len_bytes = window.file_len;
+    if offset + limits::BLOCK_BYTES > len_bytes {
         return Ok(None);
     }
+    let first = window.get(offset, limits::BLOCK_BYTES as usize)?;
+    let Some(prelude) = own_prelude(first, segment, offset, len_bytes) else { return Ok(None) };
+    Ok(decode(window.get(offset, prelude.frame_len as usize)?, segment))
+}
+
+/// The prelude of a frame that belongs to this place of this segment, and whose commit ends inside the file.
+fn own_prelude(block: &[u8], segment: &Segment, offset: u64, len_bytes: u64) -> Option<Prelude> {
+    let prelude = Prelude::decode(block).ok()?;
     // Every sum is checked: a digest only proves that these are the bytes somebody wrote.
-    let end = offset.checked_add(prelude.frame_len).and_then(|end| end.checked_add(prelude.payload_len));
-    if end.is_none_or(|end| end > len_bytes) {
-        return Ok(None);
-    }
-    let mut bytes = AlignedBuf::zeroed(prelude.frame_len as usize);
-    let whole = if prelude.frame_len <= limits::BLOCK_BYTES {
-        &first[..]
-    } else {
-        read_exact_at(file, &mut bytes, offset, Caching::Buffered).map_err(Error::io("read", path))?;
-        &bytes[..prelude.frame_len as usize]
-    };
-    let Ok(frame) = Frame::decode(whole) else { return Ok(None) };
-    Ok(Some(Found {
-        segment: Arc::clone(segment),
-        prelude: frame.prelude,
-        entries: frame.entries,
-        digest: frame.digest,
-    }))
+    let end = offset.checked_add(prelude.frame_len)?.checked_add(prelude.payload_len)?;
+    (prelude.belongs(segment.salt, offset) && end <= len_bytes).then_some(prelude)
+}
+
+fn decode(bytes: &[u8], segment: &Arc<Segment>) -> Option<Found> {
+    let frame = Frame::decode(bytes).ok()?;
+    Some(Found { segment: Arc::clone(segment), prelude: frame.prelude, entries: frame.entries, digest: frame.digest })
 }
 
 /// Reads a small commit's payload and compares it with its entries' checksums.
