@@ -33,8 +33,11 @@ fn folder_and_store() -> (TempDir, PathBuf, PathBuf) {
     (folder, store, file)
 }
 
+/// A tensor's name, dtype, shape and bytes.
+type Found = (String, String, Vec<u64>, Vec<u8>);
+
 /// A safetensors file as its own library reads it, names in order.
-fn read_back(path: &Path) -> (Vec<(String, String, Vec<u64>, Vec<u8>)>, Option<Value>) {
+fn read_back(path: &Path) -> (Vec<Found>, Option<Value>) {
     let bytes = fs::read(path).unwrap();
     let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
     let properties = metadata.metadata().as_ref().map(|properties| json!(properties));
@@ -50,7 +53,7 @@ fn read_back(path: &Path) -> (Vec<(String, String, Vec<u64>, Vec<u8>)>, Option<V
     (tensors, properties)
 }
 
-fn expected(tensors: &[Made], prefix: &str) -> Vec<(String, String, Vec<u64>, Vec<u8>)> {
+fn expected(tensors: &[Made], prefix: &str) -> Vec<Found> {
     let mut tensors: Vec<_> = tensors
         .iter()
         .map(|t| (format!("{prefix}{}", t.name), t.dtype.to_owned(), t.shape.clone(), t.bytes.clone()))
