@@ -23,6 +23,7 @@ mod window;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::ErrorKind;
 
 use crate::args::Args;
 use crate::failure::Failure;
@@ -46,14 +47,13 @@ fn main() -> ExitCode {
 
 /// Help and version as they are; wrong usage with exit code 2, as JSON where the arguments ask for it.
 fn answer_unparsed(error: &clap::Error) -> ExitCode {
-    if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
-        let rendered = error.to_string();
-        let message = rendered.strip_prefix("error: ").unwrap_or(&rendered).trim();
-        let failure = Failure::usage(message);
-        Output::new(true, false).failure(&failure);
-        return failure.exit_code();
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // A reader that went away is no news: `alight --help | head -1`.
+        let _ = error.print();
+        return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
     }
-    // A reader that went away is no news: `alight --help | head -1`.
-    let _ = error.print();
-    ExitCode::from(if error.use_stderr() { 2 } else { 0 })
+    let rendered = error.to_string();
+    let failure = Failure::usage(rendered.strip_prefix("error: ").unwrap_or(&rendered).trim_end());
+    Output::new(std::env::args_os().any(|arg| arg == "--json"), false).failure(&failure);
+    failure.exit_code()
 }

@@ -52,9 +52,12 @@ pub(crate) fn bytes(count: u64) -> String {
     format!("{value:.2} {}", UNITS[unit])
 }
 
-/// `1.53 GB/s`: powers of 1000, as disks and buses are rated.
+/// `1.53 GB/s`, `17.2 MB/s`: powers of 1000, as disks and buses are rated.
 pub(crate) fn rate(count: u64, time: Duration) -> String {
-    format!("{:.2} GB/s", gb_per_s(count, time))
+    match gb_per_s(count, time) {
+        rate if rate >= 0.1 => format!("{rate:.2} GB/s"),
+        rate => format!("{:.1} MB/s", rate * 1e3),
+    }
 }
 
 /// Bytes per nanosecond; 0 where no time passed.
@@ -124,7 +127,8 @@ mod tests {
         assert_eq!(bytes((1 << 20) - 1), "1.00 MiB");
         assert_eq!(bytes(3 << 29), "1.50 GiB");
         assert_eq!(rate(1_500_000_000, Duration::from_secs(1)), "1.50 GB/s");
-        assert_eq!(rate(1, Duration::ZERO), "0.00 GB/s");
+        assert_eq!(rate(17_200_000, Duration::from_secs(1)), "17.2 MB/s");
+        assert_eq!(rate(1, Duration::ZERO), "0.0 MB/s");
         assert_eq!(seconds(Duration::from_micros(1500)), "1.50 ms");
         assert_eq!(seconds(Duration::from_nanos(850)), "850 ns");
         assert_eq!(count(1, "key"), "1 key");

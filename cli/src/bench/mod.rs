@@ -3,7 +3,9 @@
 //! neighbours does not.
 
 mod cases;
+mod gets;
 mod median;
+mod puts;
 mod raw;
 
 use std::path::Path;
@@ -21,6 +23,9 @@ pub(crate) use cases::Case;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
+
+/// Values of 1 MiB in one batch, and in one `get_many`.
+const BATCH_VALUES: u64 = 64;
 
 /// How far apart the data of two operations may begin in the pool that they are cut from.
 const POOL_SLACK_BYTES: u64 = 16 * MIB;

@@ -1,10 +1,11 @@
 //! One file for each command: its arguments, what it does, and its report.
 
 use std::ffi::OsString;
+use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use alight::Store;
+use alight::{Error, Store};
 
 use crate::args::Command;
 use crate::failure::Failure;
@@ -40,15 +41,39 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<(), Failure> {
 
 /// Opens a store to read from: beside a writer, and on a read-only file system.
 fn open_to_read(path: &Path) -> Result<Store, Failure> {
-    Ok(Store::options().read_only(true).open(path)?)
+    Store::options().read_only(true).open(path).map_err(not_opened)
+}
+
+/// Opens a store to write to, which must be there.
+fn open_to_write(path: &Path) -> Result<Store, Failure> {
+    Store::open(path).map_err(not_opened)
 }
 
 /// Opens a store to write to, and makes it where there is none; says whether it made it.
 fn open_or_create(path: &Path) -> Result<(Store, bool), Failure> {
     match Store::open(path) {
         Ok(store) => Ok((store, false)),
-        Err(alight::Error::NotAStore { .. }) => Ok((Store::options().create(true).open(path)?, true)),
+        Err(error) if is_absent(&error) => Ok((Store::options().create(true).open(path)?, true)),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether there is no store because nothing is at the path, or nothing of a store.
+fn is_absent(error: &Error) -> bool {
+    match error {
+        Error::NotAStore { .. } => true,
+        Error::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+        _ => false,
+    }
+}
+
+fn not_opened(error: Error) -> Failure {
+    let absent = is_absent(&error);
+    let failure = Failure::from(error);
+    if absent {
+        failure.with_remedy("check the path; `alight import STORE FILE.safetensors` makes a store")
+    } else {
+        failure
     }
 }
 

@@ -4,11 +4,11 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use alight::{DisplayKey, Store};
+use alight::DisplayKey;
 use clap::Args;
 use serde::Serialize;
 
-use super::key_bytes;
+use super::{key_bytes, open_to_write};
 use crate::failure::Failure;
 use crate::output::{Output, Report};
 use crate::units;
@@ -41,7 +41,7 @@ pub(crate) fn run(args: RmArgs, output: &Output) -> Result<(), Failure> {
         let failure = Failure::usage("an empty prefix would delete every key");
         return Err(failure.with_remedy("to delete a whole store, remove its directory"));
     }
-    let store = Store::open(&args.store)?;
+    let store = open_to_write(&args.store)?;
     let mut batch = store.batch();
     let mut bytes = 0;
     match &prefix {

@@ -80,7 +80,7 @@ pub(crate) fn run(args: &StatArgs, output: &Output) -> Result<(), Failure> {
 impl Report for StatReport {
     fn human(&self, out: &mut dyn Write) -> io::Result<()> {
         let flags = &self.flags;
-        let mut table = Table::new(1);
+        let mut table = Table::new(2);
         let dead = self.blob_bytes.saturating_sub(self.live_bytes);
         let mut line = |name: &str, value: String| {
             table.row([name.to_owned(), value]);
