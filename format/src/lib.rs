@@ -1,7 +1,7 @@
 //! The format of an alight store on disk: bytes to structs and back.
 //!
 //! Every part of a store that is not a user's blob is here: the [header of a segment](SegmentHeader), the
-//! [frame of a commit](Frame), the [manifest](Manifest). SPEC.md beside this crate says the same bytes in prose, and
+//! [frame of a commit](Frame), the [index run](RunReader), the [manifest](Manifest). SPEC.md beside this crate says the same bytes in prose, and
 //! `reader.py` reads a store by it with no Rust at all.
 //!
 //! # What this crate refuses to do
@@ -25,6 +25,7 @@ mod ids;
 mod layout;
 pub mod limits;
 mod manifest;
+mod run;
 
 pub use checksum::{combine, crc32};
 pub use dtype::Dtype;
@@ -34,3 +35,7 @@ pub use header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 pub use ids::{RunId, Salt, SegmentId, Seq, StoreId};
 pub use limits::FORMAT_VERSION;
 pub use manifest::{FeatureFlags, Manifest, RunRecord, SegmentRecord};
+pub use run::{
+    FinishedRun, IndexEntry, IndexKind, RUN_HEADER_BYTES, RunBuilder, RunBytes, RunError, RunHeader, RunRange,
+    RunReader, RunView, key_hash,
+};

@@ -1,0 +1,120 @@
+//! The index run: an immutable sorted list of keys and where their values lie, in one file.
+//!
+//! ```text
+//! run = [ header, 4096 ][ data blocks ][ filter lines ][ fence nodes, leaves first, root last ]
+//! ```
+//! Each section begins on a multiple of 4096 and is followed by zeros up to the next. A lookup probes one filter line,
+//! walks from the root node to a data block, and searches that block; nothing is read at opening but the header.
+//!
+//! # Invariants
+//! - Data blocks hold the truth, and each says which range of keys is its own, under its checksum. Fences only lead to a
+//!   block: a damaged fence can lead to a wrong one, which the block's range betrays. It can never hide or change a key.
+//! - The filter may say "absent" only after the checksum of the line that says so was verified.
+//! - The ranges of the blocks tile the space of all keys, in order: an iteration that skips a block is found out.
+//! - A builder streams: what it holds does not grow with keys, but for the filter (10 bits a key) and the fences (about
+//!   20 bytes a block and the bytes by which neighbouring blocks differ).
+
+mod block;
+mod builder;
+mod entry;
+mod fences;
+mod filter;
+mod header;
+mod reader;
+mod verify;
+
+use std::borrow::Cow;
+
+pub use builder::{FinishedRun, RunBuilder};
+pub use entry::{IndexEntry, IndexKind};
+pub use filter::key_hash;
+pub use header::{RUN_HEADER_BYTES, RunHeader};
+pub use reader::{RunRange, RunReader, RunView};
+
+use crate::error::FormatError;
+
+/// Where the bytes of a run come from: memory, a mapping, or reads of a file where mapping is unsafe.
+pub trait RunBytes {
+    /// What reading can fail with, beside damage.
+    type Error: From<FormatError>;
+
+    /// The length of the run's file.
+    fn len_bytes(&self) -> u64;
+
+    /// Exactly `len` bytes from `offset` on. Memory lends them, at no cost; a file copies them.
+    fn read(&self, offset: u64, len: usize) -> Result<Cow<'_, [u8]>, Self::Error>;
+}
+
+impl RunBytes for [u8] {
+    type Error = FormatError;
+
+    fn len_bytes(&self) -> u64 {
+        self.len() as u64
+    }
+
+    #[inline]
+    fn read(&self, offset: u64, len: usize) -> Result<Cow<'_, [u8]>, FormatError> {
+        let bytes = usize::try_from(offset).ok().and_then(|start| self.get(start..start.checked_add(len)?));
+        bytes.map(Cow::Borrowed).ok_or(FormatError::Damaged { what: "an index run that is cut short", offset })
+    }
+}
+
+impl<B: RunBytes + ?Sized> RunBytes for &B {
+    type Error = B::Error;
+
+    fn len_bytes(&self) -> u64 {
+        (**self).len_bytes()
+    }
+
+    #[inline]
+    fn read(&self, offset: u64, len: usize) -> Result<Cow<'_, [u8]>, B::Error> {
+        (**self).read(offset, len)
+    }
+}
+
+/// An error for sinks and sources that can fail on their own: what they said, or what is wrong with the bytes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RunError<E> {
+    /// The bytes, or the entries that were to become bytes, are wrong.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The sink or the source failed.
+    #[error("{0}")]
+    Io(E),
+}
+
+fn damaged(what: &'static str, offset: u64) -> FormatError {
+    FormatError::Damaged { what, offset }
+}
+
+/// The length of the longest common prefix.
+fn common_prefix(a: &[u8], b: &[u8]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+/// The shortest key that is above `last` and not above `next`: what separates the block that `last` ends from the one that
+/// `next` begins.
+fn separator<'n>(last: &[u8], next: &'n [u8]) -> &'n [u8] {
+    debug_assert!(last < next);
+    &next[..common_prefix(last, next) + 1]
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_separator_is_above_the_last_key_and_not_above_the_next() {
+        for (last, next, expected) in
+            [("a", "b", "b"), ("a", "ab", "ab"), ("a.1", "a.20", "a.2"), ("abc", "abdz", "abd")]
+        {
+            let found = separator(last.as_bytes(), next.as_bytes());
+            assert_eq!(found, expected.as_bytes());
+            assert!(last.as_bytes() < found && found <= next.as_bytes());
+        }
+    }
+}

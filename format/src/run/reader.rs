@@ -1,0 +1,247 @@
+//! Reads an index run: one key, or all keys from one on.
+//!
+//! Opening reads the header and nothing else. A lookup reads a filter line, a node of each level and a block, and takes
+//! memory only for the entry that it found.
+
+use std::borrow::Cow;
+use std::ops::Bound;
+
+use super::block::{BLOCK_BYTES, Block, Edge};
+use super::entry::IndexEntry;
+use super::fences::{Child, Node};
+use super::filter::{LINE_BYTES, key_hash, line_of, may_contain};
+use super::header::{RUN_HEADER_BYTES, RunHeader};
+use super::{RunBytes, damaged};
+use crate::error::FormatError;
+use crate::ids::Seq;
+
+/// A run in memory or in a mapping.
+pub type RunView<'a> = RunReader<&'a [u8]>;
+
+/// A run, read through `B`. Whether it is the run that was asked for is the caller's to compare: [`header`](Self::header).
+#[derive(Debug, Clone)]
+pub struct RunReader<B> {
+    bytes: B,
+    header: RunHeader,
+}
+
+impl<B: RunBytes> RunReader<B> {
+    /// Opens a run: reads its header, and compares the file's length with the one that it names. The cost does not grow with
+    /// the number of entries.
+    pub fn new(bytes: B) -> Result<Self, B::Error> {
+        let header_len = bytes.len_bytes().min(RUN_HEADER_BYTES as u64) as usize;
+        let header = RunHeader::decode(&bytes.read(0, header_len)?)?;
+        if header.file_bytes != bytes.len_bytes() {
+            return Err(damaged("an index run of another length than it says", 0).into());
+        }
+        Ok(Self { bytes, header })
+    }
+
+    /// What the run says of itself.
+    pub fn header(&self) -> &RunHeader {
+        &self.header
+    }
+
+    /// Its entries, tombstones included.
+    pub fn entry_count(&self) -> u64 {
+        self.header.entries
+    }
+
+    /// The lowest sequence number of an entry; 0 without entries.
+    pub fn min_seq(&self) -> Seq {
+        self.header.min_seq
+    }
+
+    /// The highest sequence number of an entry; 0 without entries.
+    pub fn max_seq(&self) -> Seq {
+        self.header.max_seq
+    }
+
+    /// What the run's bytes are read through.
+    pub fn bytes(&self) -> &B {
+        &self.bytes
+    }
+
+    /// What the run knows of a key: its entry, which may be a tombstone, or nothing.
+    #[inline]
+    pub fn get(&self, key: &[u8]) -> Result<Option<IndexEntry>, B::Error> {
+        if !self.may_contain(key)? {
+            return Ok(None);
+        }
+        let (place, bytes) = self.block_bytes(key)?;
+        let block = judged(Block::decode(&bytes, place.at)?, place, key)?;
+        match block.search(key)? {
+            (_, Some(rest)) => Ok(Some(block.found(key, rest)?)),
+            (_, None) => Ok(None),
+        }
+    }
+
+    /// Whether the run may know a key. `false` is certain, `true` errs for about one absent key in a hundred.
+    #[inline]
+    pub fn may_contain(&self, key: &[u8]) -> Result<bool, B::Error> {
+        if self.header.entries == 0 {
+            return Ok(false);
+        }
+        let hash = key_hash(key);
+        let at = self.header.filter_offset + line_of(hash, self.header.filter_lines) * LINE_BYTES as u64;
+        Ok(may_contain(&self.read(at, LINE_BYTES)?, at, hash)?)
+    }
+
+    /// The entries from a key on, in order of their keys. Reads nothing before the first is asked for; ends after an error.
+    pub fn range(&self, from: Bound<&[u8]>) -> RunRange<'_, B> {
+        let seek = match from {
+            Bound::Unbounded => (Vec::new(), false),
+            Bound::Included(key) => (key.to_vec(), false),
+            Bound::Excluded(key) => (key.to_vec(), true),
+        };
+        let state =
+            if self.header.entries == 0 { State::Ended } else { State::Seek { key: seek.0, skip_equal: seek.1 } };
+        RunRange { reader: self, state, window: Cow::Borrowed(&[]), window_at: 0 }
+    }
+
+    /// The bytes of a section of the run, exactly as many as asked for.
+    #[inline]
+    pub(super) fn read(&self, at: u64, len: usize) -> Result<Cow<'_, [u8]>, B::Error> {
+        let bytes = self.bytes.read(at, len)?;
+        if bytes.len() == len { Ok(bytes) } else { Err(damaged("an index run that is cut short", at).into()) }
+    }
+
+    /// The root node. Only where there are entries.
+    pub(super) fn root(&self) -> Child {
+        let len = self.header.root_bytes;
+        Child { at: self.header.fences_end() - len, len: usize::try_from(len).expect("the header was judged") }
+    }
+
+    /// Refuses a child that does not lie where those of a node of this level lie.
+    #[inline]
+    pub(super) fn judge_child(&self, child: Child, level: u32) -> Result<Child, FormatError> {
+        let (start, end) = match level {
+            0 => (RunHeader::BLOCKS_OFFSET, self.header.blocks_end()),
+            _ => (self.header.fences_offset, self.header.fences_end()),
+        };
+        let inside = start <= child.at && child.at.checked_add(child.len as u64).is_some_and(|past| past <= end);
+        if inside && (1..=BLOCK_BYTES).contains(&child.len) {
+            Ok(child)
+        } else {
+            Err(damaged("a fence node that leads outside its section", self.header.fences_offset))
+        }
+    }
+
+    /// The block to which the fences lead a key, not judged yet. Only where there are entries.
+    #[inline]
+    fn block_bytes(&self, key: &[u8]) -> Result<(Child, Cow<'_, [u8]>), B::Error> {
+        let mut place = self.root();
+        for level in (0..self.header.height).rev() {
+            let bytes = self.read(place.at, place.len)?;
+            let node = Node::decode(&bytes, place.at, level)?;
+            place = self.judge_child(node.search(key)?, level)?;
+        }
+        Ok((place, self.read(place.at, place.len)?))
+    }
+}
+
+/// Refuses a block that is none of the key's, or not of the length that the fences gave it.
+#[inline]
+fn judged<'b>(block: Block<'b>, place: Child, key: &[u8]) -> Result<Block<'b>, FormatError> {
+    if block.owns(key) {
+        Ok(block)
+    } else {
+        Err(damaged("an index block that the fences should not lead to", place.at))
+    }
+}
+
+/// How much an iteration reads at a time.
+const WINDOW_BYTES: u64 = 256 << 10;
+
+/// The entries of a run from a key on; what [`RunReader::range`] returns.
+#[derive(Debug)]
+pub struct RunRange<'r, B> {
+    reader: &'r RunReader<B>,
+    state: State,
+    /// The bytes around the current block, which was verified.
+    window: Cow<'r, [u8]>,
+    window_at: u64,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The first block is still to be found.
+    Seek {
+        key: Vec<u8>,
+        skip_equal: bool,
+    },
+    /// The next entry is this one of the verified block that lies at `block_at`, and begins there at `begin`.
+    Inside {
+        block_at: u64,
+        index: usize,
+        begin: usize,
+    },
+    Ended,
+}
+
+impl<B: RunBytes> Iterator for RunRange<'_, B> {
+    type Item = Result<IndexEntry, B::Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        // Whatever goes wrong ends the iteration; what goes right puts the next state in its place.
+        let next = match std::mem::replace(&mut self.state, State::Ended) {
+            State::Seek { key, skip_equal } => self.seek(&key, skip_equal),
+            State::Inside { block_at, index, begin } => self.step(block_at, index, begin),
+            State::Ended => Ok(None),
+        };
+        next.transpose()
+    }
+}
+
+impl<B: RunBytes> std::iter::FusedIterator for RunRange<'_, B> {}
+
+impl<B: RunBytes> RunRange<'_, B> {
+    fn seek(&mut self, key: &[u8], skip_equal: bool) -> Result<Option<IndexEntry>, B::Error> {
+        let (place, _) = self.reader.block_bytes(key)?;
+        let block = judged(self.load(place.at)?, place, key)?;
+        let (index, found) = block.search(key)?;
+        let index = index + usize::from(found.is_some() && skip_equal);
+        let begin = if index < block.count { block.locate(index)? } else { 0 };
+        self.step(place.at, index, begin)
+    }
+
+    /// The entry of the verified block at `block_at`, or the first of the next one.
+    fn step(&mut self, block_at: u64, index: usize, begin: usize) -> Result<Option<IndexEntry>, B::Error> {
+        let lost = || damaged("an index block that was verified and changed", block_at);
+        let start = usize::try_from(block_at - self.window_at).map_err(|_| lost())?;
+        let bytes = self.window.get(start..start + BLOCK_BYTES);
+        let block = bytes.and_then(|bytes| Block::again(bytes, block_at)).ok_or_else(lost)?;
+        if index < block.count {
+            let (entry, begin) = block.entry(index, begin)?;
+            self.state = State::Inside { block_at, index: index + 1, begin };
+            return Ok(Some(entry));
+        }
+        let (end, blocks_end) = (block_at + BLOCK_BYTES as u64, self.reader.header.blocks_end());
+        match block.upper.map(Edge::to_vec) {
+            None if end == blocks_end => Ok(None),
+            Some(upper) if end < blocks_end => {
+                let next = self.load(end)?;
+                if next.lower.to_vec() != upper {
+                    return Err(damaged("an index block that does not begin where the one before it ends", end).into());
+                }
+                let (entry, begin) = next.entry(0, 0)?;
+                self.state = State::Inside { block_at: end, index: 1, begin };
+                Ok(Some(entry))
+            }
+            _ => Err(damaged("index blocks that end before their section or after it", end).into()),
+        }
+    }
+
+    /// Verifies the block at this place, and keeps its bytes in the window.
+    fn load(&mut self, at: u64) -> Result<Block<'_>, B::Error> {
+        let blocks_end = self.reader.header.blocks_end();
+        let window_end = self.window_at + self.window.len() as u64;
+        if at < self.window_at || at + BLOCK_BYTES as u64 > window_end {
+            let len = WINDOW_BYTES.min(blocks_end - at);
+            self.window = self.reader.read(at, usize::try_from(len).expect("a window is small"))?;
+            self.window_at = at;
+        }
+        let start = usize::try_from(at - self.window_at).expect("a window is small");
+        Ok(Block::decode(&self.window[start..start + BLOCK_BYTES], at)?)
+    }
+}
