@@ -14,7 +14,8 @@
 //! keys before the group and not above the group's first key; it begins with the prefix, and its rest lies up to `separator
 //! end`, from the first separator's start. The first group's is empty.
 //!
-//! The block's checksum covers everything from byte 4 to `directory end`; a group's checksum covers its entries. So a lookup
+//! The block's checksum ([sealed](super::seal)) covers everything from byte 4 to `directory end`; a group's checksum, a plain
+//! CRC-32, covers its entries. So a lookup
 //! reads and verifies the directory and one group, which is a tenth of the block.
 //!
 //! # Invariants
@@ -26,6 +27,7 @@
 use std::cmp::Ordering;
 
 use super::entry::{IndexEntry, REST_BYTES_MAX, put_number, take_number};
+use super::seal::Seal;
 use super::{common_prefix, damaged};
 use crate::checksum::crc32;
 use crate::error::FormatError;
@@ -170,8 +172,9 @@ impl BlockBuilder {
         true
     }
 
-    /// Appends the block to `out`, and begins the next block, whose range begins where this one's ends.
-    pub(super) fn finish(&mut self, upper: Option<&[u8]>, out: &mut Vec<u8>) {
+    /// Appends the block, which will lie at `at`, to `out`, and begins the next block, whose range begins where this one's
+    /// ends.
+    pub(super) fn finish(&mut self, upper: Option<&[u8]>, seal: Seal, at: u64, out: &mut Vec<u8>) {
         let count = self.ends.len();
         let groups = count.div_ceil(GROUP_ENTRIES);
         let prefix = &self.key(0)[..self.prefix_len];
@@ -225,7 +228,7 @@ impl BlockBuilder {
         UPPER_REST.write(block, upper_rest.map_or(NO_UPPER, |rest| as_u16(rest.len())));
         DIRECTORY_END.write(block, as_u16(directory_end));
         USED.write(block, as_u16(used));
-        let crc = crc32(&block[CRC.span().1..directory_end]);
+        let crc = seal.crc(at, &block[CRC.span().1..directory_end]);
         CRC.write(block, crc);
 
         *self = Self { lower: upper.unwrap_or_default().to_vec(), ..Self::default() };
@@ -274,16 +277,16 @@ struct Group<'b> {
 }
 
 impl<'b> Block<'b> {
-    /// The block that `bytes` are, its directory's checksum verified.
+    /// The block that `bytes`, which lie at `at`, are; its directory's checksum verified.
     #[inline]
-    pub(super) fn decode(bytes: &'b [u8], at: u64) -> Result<Self, FormatError> {
+    pub(super) fn decode(bytes: &'b [u8], seal: Seal, at: u64) -> Result<Self, FormatError> {
         let bytes: &[u8; BLOCK_BYTES] =
             bytes.try_into().map_err(|_| damaged("an index block that is cut short", at))?;
         let directory_end = usize::from(DIRECTORY_END.read(bytes));
         if !(HEAD_BYTES..=BLOCK_BYTES).contains(&directory_end) {
             return Err(damaged("an index block of impossible length", at));
         }
-        if CRC.read(bytes) != crc32(&bytes[CRC.span().1..directory_end]) {
+        if CRC.read(bytes) != seal.crc(at, &bytes[CRC.span().1..directory_end]) {
             return Err(damaged("an index block with a wrong checksum", at));
         }
         Self::parse(bytes, at).ok_or_else(|| damaged("an index block that does not decode", at))

@@ -8,9 +8,10 @@ use std::ops::Bound;
 
 use super::block::{BLOCK_BYTES, Block, Edge};
 use super::entry::IndexEntry;
-use super::fences::{Child, Node};
+use super::fences::{Child, NODE_BYTES_MAX, Node};
 use super::filter::{LINE_BYTES, key_hash, line_of, may_contain};
 use super::header::{RUN_HEADER_BYTES, RunHeader};
+use super::seal::Seal;
 use super::{RunBytes, damaged};
 use crate::error::FormatError;
 use crate::ids::Seq;
@@ -23,6 +24,7 @@ pub type RunView<'a> = RunReader<&'a [u8]>;
 pub struct RunReader<B> {
     bytes: B,
     header: RunHeader,
+    seal: Seal,
 }
 
 impl<B: RunBytes> RunReader<B> {
@@ -34,7 +36,7 @@ impl<B: RunBytes> RunReader<B> {
         if header.file_bytes != bytes.len_bytes() {
             return Err(damaged("an index run of another length than it says", 0).into());
         }
-        Ok(Self { bytes, header })
+        Ok(Self { bytes, header, seal: Seal::new(header.store, header.run) })
     }
 
     /// What the run says of itself.
@@ -57,6 +59,10 @@ impl<B: RunBytes> RunReader<B> {
         self.header.max_seq
     }
 
+    pub(super) fn seal(&self) -> Seal {
+        self.seal
+    }
+
     /// What the run's bytes are read through.
     pub fn bytes(&self) -> &B {
         &self.bytes
@@ -69,7 +75,7 @@ impl<B: RunBytes> RunReader<B> {
             return Ok(None);
         }
         let (place, bytes) = self.block_bytes(key)?;
-        let block = judged(Block::decode(&bytes, place.at)?, place, key)?;
+        let block = judged(Block::decode(&bytes, self.seal, place.at)?, place, key)?;
         match block.search(key)? {
             (_, Some(rest)) => Ok(Some(block.found(key, rest)?)),
             (_, None) => Ok(None),
@@ -84,7 +90,7 @@ impl<B: RunBytes> RunReader<B> {
         }
         let hash = key_hash(key);
         let at = self.header.filter_offset + line_of(hash, self.header.filter_lines) * LINE_BYTES as u64;
-        Ok(may_contain(&self.read(at, LINE_BYTES)?, at, hash)?)
+        Ok(may_contain(&self.read(at, LINE_BYTES)?, self.seal, at, hash)?)
     }
 
     /// The entries from a key on, in order of their keys. Reads nothing before the first is asked for; ends after an error.
@@ -115,15 +121,19 @@ impl<B: RunBytes> RunReader<B> {
     /// Refuses a child that does not lie where those of a node of this level lie.
     #[inline]
     pub(super) fn judge_child(&self, child: Child, level: u32) -> Result<Child, FormatError> {
-        let (start, end) = match level {
-            0 => (RunHeader::BLOCKS_OFFSET, self.header.blocks_end()),
-            _ => (self.header.fences_offset, self.header.fences_end()),
+        let (start, end, possible) = match level {
+            0 => {
+                let start = RunHeader::BLOCKS_OFFSET;
+                let whole = child.at.wrapping_sub(start).is_multiple_of(BLOCK_BYTES as u64) && child.len == BLOCK_BYTES;
+                (start, self.header.blocks_end(), whole)
+            }
+            _ => (self.header.fences_offset, self.header.fences_end(), child.len as u64 <= NODE_BYTES_MAX),
         };
         let inside = start <= child.at && child.at.checked_add(child.len as u64).is_some_and(|past| past <= end);
-        if inside && (1..=BLOCK_BYTES).contains(&child.len) {
+        if inside && possible {
             Ok(child)
         } else {
-            Err(damaged("a fence node that leads outside its section", self.header.fences_offset))
+            Err(damaged("a fence node that leads where nothing lies", self.header.fences_offset))
         }
     }
 
@@ -242,6 +252,6 @@ impl<B: RunBytes> RunRange<'_, B> {
             self.window_at = at;
         }
         let start = usize::try_from(at - self.window_at).expect("a window is small");
-        Ok(Block::decode(&self.window[start..start + BLOCK_BYTES], at)?)
+        Ok(Block::decode(&self.window[start..start + BLOCK_BYTES], self.reader.seal, at)?)
     }
 }

@@ -65,7 +65,7 @@ impl<B: RunBytes> RunReader<B> {
     fn verify_lines(&self, start: u64, end: u64) -> Result<(), B::Error> {
         for_pieces(start, end, |at, len| {
             for (index, line) in self.read(at, len)?.as_chunks::<LINE_BYTES>().0.iter().enumerate() {
-                judge_line(line, at + (index * LINE_BYTES) as u64)?;
+                judge_line(line, self.seal(), at + (index * LINE_BYTES) as u64)?;
             }
             Ok(())
         })
@@ -117,7 +117,7 @@ impl<B: RunBytes> Walk<'_, B> {
 
         let bytes = self.reader.read(place.at, place.len)?;
         let node = Node::decode(&bytes, place.at, level)?;
-        node.judge()?;
+        node.judge(self.reader.seal())?;
         for index in 0..node.count {
             let nowhere = || damaged("a fence node that leads nowhere", place.at);
             let child = self.reader.judge_child(node.child(index).ok_or_else(nowhere)?, level)?;
@@ -130,7 +130,7 @@ impl<B: RunBytes> Walk<'_, B> {
     fn block(&mut self, place: Child, lower: &[u8]) -> Result<(), B::Error> {
         let at = place.at;
         let bytes = self.reader.read(at, place.len)?;
-        let block = Block::decode(&bytes, at)?;
+        let block = Block::decode(&bytes, self.reader.seal(), at)?;
         let follows = at == self.next_block && self.upper.as_ref() == Some(&block.lower.to_vec());
         if !follows || block.lower.to_vec() != lower {
             return Err(damaged("an index block that does not begin where the one before it ends", at).into());

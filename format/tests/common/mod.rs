@@ -51,8 +51,17 @@ pub(crate) fn build(entries: &Oracle) -> (Vec<u8>, FinishedRun) {
 
 /// The same, with another number of entries expected.
 pub(crate) fn build_with(entries: &Oracle, expected: u64) -> (Vec<u8>, FinishedRun) {
+    build_run(entries, RunId(3), expected)
+}
+
+/// The same, with another number of the run.
+pub(crate) fn build_as(entries: &Oracle, run: RunId) -> (Vec<u8>, FinishedRun) {
+    build_run(entries, run, entries.len() as u64)
+}
+
+fn build_run(entries: &Oracle, run: RunId, expected: u64) -> (Vec<u8>, FinishedRun) {
     let mut bytes = vec![0; 4096];
-    let mut builder = RunBuilder::new(STORE, RunId(3), expected, |piece: &[u8]| {
+    let mut builder = RunBuilder::new(STORE, run, expected, |piece: &[u8]| {
         assert!(piece.len().is_multiple_of(4096) && !piece.is_empty());
         bytes.extend_from_slice(piece);
         Ok::<_, FormatError>(())
