@@ -13,7 +13,7 @@ use alight::{Store, TensorRef};
 use clap::Args;
 use serde::Serialize;
 
-use super::open_or_create;
+use super::{close_committed, open_or_create};
 use crate::failure::Failure;
 use crate::output::{Output, Report};
 use crate::progress::Progress;
@@ -74,7 +74,7 @@ pub(crate) fn run(args: &ImportArgs, output: &Output) -> Result<(), Failure> {
     let (store, created) = open_or_create(&args.store)?;
     let progress = Progress::bytes(output, "importing", bytes);
     let commits = put_all(&store, args, &files, &planned, metadata.as_ref(), &progress)?;
-    store.close()?;
+    close_committed(store)?;
     drop(progress);
     let time = began.elapsed();
     output.confirm(&Imported {
