@@ -5,18 +5,9 @@ use std::collections::BTreeMap;
 use alight::{Device, Dtype, Durability, Error, Maintenance, Store, StoreOptions, TensorRef};
 use tempfile::TempDir;
 
-/// Bytes that look random, never zeros, different for every seed.
-fn bytes(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03;
-    (0..len)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 32) as u8
-        })
-        .collect()
-}
+mod common;
+
+use common::bytes;
 
 fn folder() -> TempDir {
     tempfile::tempdir().unwrap()

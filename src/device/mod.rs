@@ -19,8 +19,8 @@ mod tests;
 pub(crate) mod transfer;
 
 use std::fmt;
-use std::io;
 use std::hash::{Hash, Hasher};
+use std::io;
 use std::ops::Range;
 use std::ptr;
 use std::str::FromStr;

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Tests and measures alight on a machine with an NVIDIA GPU, which need not have Rust.
+#
+#   scripts/gpu.sh build          here: builds the command-line tool, the tests and the benchmarks into .gpu/
+#   scripts/gpu.sh run [GIB]      there, in a copy of this tree with .gpu/: runs the tests with ALIGHT_REQUIRE_GPU=1, takes
+#                                 a checkpoint of GIB gibibytes (4.25) through the store and the GPU and compares it
+#                                 with what torch loads, measures, and prints a short table last
+#
+# `run` needs python3 with torch and safetensors. It works in $TMPDIR, and takes about five times GIB there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+build() {
+  rm -rf .gpu/bin && mkdir -p .gpu/bin
+  export RUSTFLAGS="-C target-cpu=x86-64-v3"
+  # A folder of its own: other flags would build everything anew, here and back.
+  export CARGO_TARGET_DIR=target/gpu
+  cargo build --release -p alight-cli
+  cp target/gpu/release/alight .gpu/bin/alight
+  # Every test binary under the name of its target, the library's unit tests as `unit`.
+  cargo test --release --no-run --message-format=json -p alight |
+    python3 -c '
+import json, shutil, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get("executable") and message.get("profile", {}).get("test"):
+        target = message["target"]
+        name = "unit" if "lib" in target["kind"] else target["name"]
+        shutil.copy(message["executable"], ".gpu/bin/test-" + name)'
+  cargo bench --no-run --message-format=json -p alight --bench open_and_lookup |
+    python3 -c '
+import json, shutil, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get("executable") and "bench" in message["target"]["kind"]:
+        shutil.copy(message["executable"], ".gpu/bin/bench-" + message["target"]["name"])'
+  strip .gpu/bin/*
+  du -sh .gpu/bin
+}
+
+run() {
+  local gib=${1:-4.25} bin=$PWD/.gpu/bin work failed=0
+  local -a table=()
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  export ALIGHT_REQUIRE_GPU=1
+  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+  # The tests name files of this tree: they run in its root.
+  for test in unit device gpu store; do
+    echo "== test $test"
+    if "$bin/test-$test" --test-threads 4 >"$work/log" 2>&1; then
+      table+=("$(printf '%-34s %s' "test $test" "$(grep '^test result' "$work/log" | cut -d. -f1-2)")")
+    else
+      failed=1
+      tail -60 "$work/log"
+      table+=("$(printf '%-34s %s' "test $test" FAILED)")
+    fi
+  done
+  if command -v compute-sanitizer >/dev/null; then
+    echo "== compute-sanitizer"
+    if compute-sanitizer --error-exitcode 9 "$bin/test-gpu" --test-threads 1 tensors_land >"$work/log" 2>&1; then
+      table+=("$(printf '%-34s %s' "compute-sanitizer" "$(grep 'ERROR SUMMARY' "$work/log" | tail -1)")")
+    else
+      failed=1
+      tail -30 "$work/log"
+      table+=("$(printf '%-34s %s' "compute-sanitizer" FAILED)")
+    fi
+  fi
+  echo "== a real checkpoint through the store and the GPU"
+  if python3 scripts/gpu_roundtrip.py "$bin/alight" "$work" "$gib"; then
+    table+=("$(printf '%-34s %s' "checkpoint of $gib GiB" "bit for bit what torch loads")")
+  else
+    failed=1
+    table+=("$(printf '%-34s %s' "checkpoint of $gib GiB" FAILED)")
+  fi
+  echo "== open and lookup"
+  TMPDIR=$work "$bin/bench-open_and_lookup" | tee "$work/open" || failed=1
+  echo "== the store beside the bare disk"
+  mkdir "$work/bench"
+  "$bin/alight" bench "$work/bench" --device host | tee "$work/disk" || failed=1
+  echo
+  echo "== summary"
+  printf '%s\n' "${table[@]}"
+  tail -n +1 "$work/open" "$work/disk" | grep -v '^$'
+  return $failed
+}
+
+case ${1:-} in
+  build) build ;;
+  run) shift && run "$@" ;;
+  *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac

@@ -1,0 +1,18 @@
+//! What several test files share.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses some of it")]
+
+pub mod gpu;
+
+/// Bytes that look random, never zeros, different for every seed.
+pub fn bytes(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u8
+        })
+        .collect()
+}

@@ -1,0 +1,119 @@
+//! The store on a GPU: what is put from its memory and got into it. Skipped, visibly, where there is none; a failure then
+//! with `ALIGHT_REQUIRE_GPU=1`.
+
+mod common;
+
+use std::sync::Arc;
+
+use alight::{Device, Dtype, Store, Tensor, TensorRef};
+use common::bytes;
+use common::gpu::require;
+
+#[test]
+fn tensors_land_in_gpu_memory_as_they_were_put() {
+    let Some(gpu) = require(Device::cuda(0)) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::create(folder.path().join("s")).unwrap();
+    let lengths = [0, 1, 255, 4095, 4096, 4097, 70_000, (1 << 20) - 1, 1 << 20, (1 << 20) + 4097, 37 << 20];
+    let values: Vec<Vec<u8>> = lengths.iter().enumerate().map(|(n, &len)| bytes(n as u64, len)).collect();
+    let mut batch = store.batch();
+    for (n, value) in values.iter().enumerate() {
+        batch.put(format!("t{n}"), value).unwrap();
+    }
+    batch.commit().unwrap();
+    let tensors = store.get_many((0..values.len()).map(|n| format!("t{n}")), &gpu).unwrap();
+    for (tensor, value) in tensors.iter().zip(&values) {
+        assert_eq!(tensor.device(), &gpu);
+        assert!(tensor.as_host().is_none() && (value.is_empty() || tensor.device_ptr().unwrap() != 0));
+        assert!(tensor.to_host().unwrap() == *value, "{} bytes", value.len());
+    }
+    for (n, value) in values.iter().enumerate() {
+        let tensor = store.get(format!("t{n}"), &gpu).unwrap();
+        assert!(tensor.to_host().unwrap() == *value);
+        if value.len() > 10 {
+            let range = store.get_range(format!("t{n}"), 3..value.len() as u64 - 2, &gpu).unwrap();
+            assert!(range.to_host().unwrap() == value[3..value.len() - 2]);
+        }
+    }
+}
+
+#[test]
+fn tensors_are_put_from_gpu_memory_and_make_the_same_segments_as_from_the_host() {
+    let Some(gpu) = require(Device::cuda(0)) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let values: Vec<Vec<u8>> =
+        [8, 4096, 600_000, 3 << 20, 90 << 20].iter().map(|&len| bytes(len as u64, len)).collect();
+    let mut payloads = Vec::new();
+    for device in [Device::host(), gpu] {
+        let path = folder.path().join(device.to_string());
+        let store = Store::create(&path).unwrap();
+        let tensors: Vec<Tensor> = values
+            .iter()
+            .map(|value| Tensor::from_host(Dtype::BF16, &[value.len() as u64 / 2], value, &device).unwrap())
+            .collect();
+        for (n, tensor) in tensors.iter().enumerate() {
+            store.put(format!("single{n}"), tensor).unwrap();
+        }
+        let mut batch = store.batch();
+        for (n, tensor) in tensors.iter().enumerate() {
+            batch.put(format!("batch{n}"), TensorRef::from(tensor)).unwrap();
+        }
+        batch.commit().unwrap();
+        for (n, value) in values.iter().enumerate() {
+            for key in [format!("single{n}"), format!("batch{n}")] {
+                let got = store.get(&key, &Device::host()).unwrap();
+                assert!(got.as_host().unwrap() == value, "{key} from {device}");
+                assert_eq!(got.dtype(), Dtype::BF16);
+            }
+        }
+        assert!(store.verify(|_| {}).unwrap().is_sound());
+        store.close().unwrap();
+        let mut segments: Vec<_> =
+            std::fs::read_dir(path.join("segments")).unwrap().map(|e| e.unwrap().path()).collect();
+        segments.sort();
+        // Salts and store ids differ; what lies behind the frames' preludes does not.
+        payloads.push(segments.iter().map(|path| std::fs::metadata(path).unwrap().len()).collect::<Vec<_>>());
+    }
+    assert_eq!(payloads[0], payloads[1]);
+}
+
+#[test]
+fn many_threads_get_onto_one_gpu_at_once() {
+    let Some(gpu) = require(Device::cuda(0)) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::create(folder.path().join("s")).unwrap();
+    let values: Arc<Vec<Vec<u8>>> = Arc::new((0..24).map(|n| bytes(n, 100_000 + n as usize * 333_333)).collect());
+    for (n, value) in values.iter().enumerate() {
+        store.put(format!("{n}"), value).unwrap();
+    }
+    std::thread::scope(|scope| {
+        for thread in 0..8usize {
+            let (store, gpu, values) = (store.clone(), gpu.clone(), Arc::clone(&values));
+            scope.spawn(move || {
+                for round in 0..6 {
+                    let picks: Vec<usize> = (0..5).map(|i| (thread * 7 + round * 5 + i * 3) % values.len()).collect();
+                    let tensors = store.get_many(picks.iter().map(|n| format!("{n}")), &gpu).unwrap();
+                    for (&n, tensor) in picks.iter().zip(&tensors) {
+                        assert!(tensor.to_host().unwrap() == values[n]);
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_flipped_byte_is_found_on_the_way_to_the_gpu() {
+    let Some(gpu) = require(Device::cuda(0)) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let store = Store::create(&path).unwrap();
+    store.put("w", &bytes(1, 5 << 20)).unwrap();
+    store.close().unwrap();
+    let segment = path.join("segments/00000001.seg");
+    let mut file = std::fs::read(&segment).unwrap();
+    file[4 << 20] ^= 4;
+    std::fs::write(&segment, file).unwrap();
+    let error = Store::open(&path).unwrap().get("w", &gpu).unwrap_err();
+    assert!(error.is_damage() && error.to_string().contains("\"w\""), "{error}");
+}
