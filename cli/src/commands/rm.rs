@@ -49,7 +49,9 @@ pub(crate) fn run(args: RmArgs, output: &Output) -> Result<(), Failure> {
             for info in store.scan(prefix) {
                 let info = info?;
                 bytes += info.len_bytes;
-                batch.delete(&info.key)?;
+                batch.delete(&info.key).map_err(|error| {
+                    Failure::from(error).with_remedy("delete them in parts, with longer prefixes. Nothing was deleted")
+                })?;
             }
             if batch.is_empty() {
                 let failure =
