@@ -170,8 +170,7 @@ fn put_all(
     }
     let mut commits = 0;
     for Planned { key, listed, file } in planned {
-        let full =
-            |bytes_max| batch.payload_bytes() + listed.len_bytes > bytes_max || batch.len() >= BATCH_TENSORS_MAX;
+        let full = |bytes_max| batch.payload_bytes() + listed.len_bytes > bytes_max || batch.len() >= BATCH_TENSORS_MAX;
         if !batch.is_empty() && args.batch_bytes.is_some_and(full) {
             let batch = std::mem::replace(&mut batch, store.batch());
             batch.commit().map_err(|error| cut_short(error, commits))?;
