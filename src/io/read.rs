@@ -187,7 +187,9 @@ pub(crate) fn read_chunks(
 ) -> Result<()> {
     debug_assert!(range.start.is_multiple_of(READ_BYTES as u64) && range.end <= extent.length);
     let block = alight_format::limits::BLOCK_BYTES;
-    let mut buffer = AlignedBuf::zeroed(READ_BYTES + 2 * block as usize);
+    // A short extent takes a short buffer: 1 MiB of zeros costs more than most extents.
+    let longest = (range.end - range.start).min(READ_BYTES as u64);
+    let mut buffer = AlignedBuf::zeroed((longest + 2 * block) as usize);
     let mut at = range.start;
     while at < range.end {
         let len = (range.end - at).min(READ_BYTES as u64);
