@@ -108,11 +108,12 @@ pub struct SegmentRecord {
     pub id: SegmentId,
     /// Its salt.
     pub salt: Salt,
-    /// The frames before this offset are covered by the runs.
+    /// The frames before this offset are covered by the runs; a frame begins here, or none does yet.
     pub end: u64,
     /// The digest of the last frame before `end`; 0 when there is none.
     pub previous_digest: u32,
-    /// Whether nothing is appended to it any more.
+    /// Whether nothing is appended to it any more and all its frames lie before `end`. What lies behind the end of a sealed
+    /// segment is no part of the store: a torn tail that a recovery has cut.
     pub sealed: bool,
     /// The bytes of the blobs in it that are live.
     pub live_bytes: u64,
