@@ -213,8 +213,9 @@ impl Core {
         writer.committer.check()?;
         writer.committer.sync_through(writer.committer.last_written())?;
         self.publish();
-        self.flush_counted()?;
-        writer.committer.trim()
+        // First the space that was taken ahead, so that on a full disk the index has room.
+        writer.committer.trim()?;
+        self.flush_counted()
     }
 
     /// Removes files that a crash left behind and no manifest names.
