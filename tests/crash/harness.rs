@@ -180,10 +180,10 @@ impl<'a> Judge<'a> {
             Err(Error::NotAStore { .. } | Error::Io { .. }) if !promised.created => return Ok(0),
             Err(error) => return Err(format!("the store does not open: {error}")),
         }
-        if nth % 7 == 0 {
+        if nth.is_multiple_of(7) {
             self.goes_on(state, promised)?;
         }
-        if nth % self.deeper_every == 0 { self.recovery_may_crash(&untouched, promised, nth) } else { Ok(0) }
+        if nth.is_multiple_of(self.deeper_every) { self.recovery_may_crash(&untouched, promised, nth) } else { Ok(0) }
     }
 
     fn check(&self, store: &Store, promised: &Promised) -> Result<(), String> {
