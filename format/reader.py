@@ -100,7 +100,7 @@ class Store:
         if not sealed(data, b"ALIGHTmf"):
             raise Damage(f"{path}: wrong checksum")
         body = Body(data[64:-4])
-        self.id, self.covered, self.next_segment, _, _, _ = body.take("16sQQQQB")
+        self.id, self.covered, self.next_segment, _, _ = body.take("16sQQQQ")
         self.segments = {record[0]: record for record in body.list(lambda: body.take("QQQIBQQ"))}
 
     def read_segment(self, number, path):

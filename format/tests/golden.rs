@@ -90,7 +90,6 @@ fn a_manifest_has_the_bytes_of_the_specification() {
         next_run: RunId(5),
         segments: vec![segment(2, 1 << 20, 0x1234_5678, true), segment(5, 4096, 0, false)],
         runs: vec![run(4), run(1)],
-        clean: false,
         ..Manifest::new(STORE, 1 << 30)
     };
     assert_golden("manifest.bin", &manifest.encode().unwrap());
@@ -202,7 +201,6 @@ fn golden_store() -> Vec<(String, Vec<u8>)> {
         covered: Seq(1),
         next_segment: SegmentId(3),
         segments: vec![small.record(end, digest, false), sealed],
-        clean: false,
         ..Manifest::new(STORE, 1 << 20)
     };
     vec![

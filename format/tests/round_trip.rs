@@ -72,34 +72,31 @@ fn some_manifest() -> impl Strategy<Value = Manifest> {
     let segment = (any::<u64>(), 1u64..1 << 40, any::<u32>(), any::<bool>(), any::<u64>(), any::<u64>());
     let segments = proptest::collection::btree_map(1u64..1000, segment, 0..40);
     let runs = proptest::collection::btree_map(1u64..1000, (any::<u64>(), any::<u64>(), any::<u32>()), 0..10);
-    (any::<[u8; 16]>(), any::<[u64; 4]>(), segments, runs, any::<bool>(), 0..=limits::SEGMENT_BYTES_MAX).prop_map(
-        |(store, [compatible, read_only_compatible, generation, covered], segments, runs, clean, segment_bytes)| {
-            Manifest {
-                flags: FeatureFlags { compatible, read_only_compatible, incompatible: 0 },
-                generation,
-                covered: Seq(covered),
-                next_segment: SegmentId(segments.keys().max().map_or(1, |last| last + 1)),
-                next_run: RunId(runs.keys().max().map_or(1, |last| last + 1)),
-                segments: segments
-                    .into_iter()
-                    .map(|(id, (salt, blocks, digest, sealed, live_bytes, blob_bytes))| SegmentRecord {
-                        id: SegmentId(id),
-                        salt: Salt(salt),
-                        end: blocks * limits::BLOCK_BYTES,
-                        previous_digest: if blocks > 1 { digest } else { 0 },
-                        sealed,
-                        live_bytes,
-                        blob_bytes,
-                    })
-                    .collect(),
-                runs: runs
-                    .into_iter()
-                    .rev()
-                    .map(|(id, (entries, bytes, header_crc))| RunRecord { id: RunId(id), entries, bytes, header_crc })
-                    .collect(),
-                clean,
-                ..Manifest::new(StoreId(store), segment_bytes)
-            }
+    (any::<[u8; 16]>(), any::<[u64; 4]>(), segments, runs, 0..=limits::SEGMENT_BYTES_MAX).prop_map(
+        |(store, [compatible, read_only_compatible, generation, covered], segments, runs, segment_bytes)| Manifest {
+            flags: FeatureFlags { compatible, read_only_compatible, incompatible: 0 },
+            generation,
+            covered: Seq(covered),
+            next_segment: SegmentId(segments.keys().max().map_or(1, |last| last + 1)),
+            next_run: RunId(runs.keys().max().map_or(1, |last| last + 1)),
+            segments: segments
+                .into_iter()
+                .map(|(id, (salt, blocks, digest, sealed, live_bytes, blob_bytes))| SegmentRecord {
+                    id: SegmentId(id),
+                    salt: Salt(salt),
+                    end: blocks * limits::BLOCK_BYTES,
+                    previous_digest: if blocks > 1 { digest } else { 0 },
+                    sealed,
+                    live_bytes,
+                    blob_bytes,
+                })
+                .collect(),
+            runs: runs
+                .into_iter()
+                .rev()
+                .map(|(id, (entries, bytes, header_crc))| RunRecord { id: RunId(id), entries, bytes, header_crc })
+                .collect(),
+            ..Manifest::new(StoreId(store), segment_bytes)
         },
     )
 }

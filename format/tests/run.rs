@@ -2,14 +2,84 @@
 
 mod common;
 
-use alight_format::{FormatError, IndexEntry, RunBuilder, RunId, RunView, SegmentId, Seq};
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::ops::Bound::Unbounded;
+
+use alight_format::{
+    FormatError, IndexEntry, RunBuilder, RunBytes, RunError, RunId, RunReader, RunView, SegmentId, Seq,
+};
 use common::{Oracle, STORE, assert_like_oracle, build, build_with, entry, oracle};
 use proptest::prelude::*;
 
+/// A run in a file, which lends nothing and can fail.
+struct Copies {
+    file: Vec<u8>,
+    reads: Cell<usize>,
+    /// After so many reads, what goes wrong.
+    trouble: Option<(usize, Trouble)>,
+}
+
+#[derive(Clone, Copy)]
+enum Trouble {
+    Fails,
+    IsShort,
+}
+
+impl RunBytes for Copies {
+    type Error = RunError<&'static str>;
+
+    fn len_bytes(&self) -> u64 {
+        self.file.len() as u64
+    }
+
+    fn read(&self, offset: u64, len: usize) -> Result<Cow<'_, [u8]>, Self::Error> {
+        self.reads.set(self.reads.get() + 1);
+        let bytes = &self.file[offset as usize..][..len];
+        match self.trouble {
+            Some((reads, Trouble::Fails)) if self.reads.get() > reads => Err(RunError::Io("the disk is gone")),
+            Some((reads, Trouble::IsShort)) if self.reads.get() > reads => Ok(Cow::Owned(bytes[1..].to_vec())),
+            _ => Ok(Cow::Owned(bytes.to_vec())),
+        }
+    }
+}
+
+#[test]
+fn a_run_is_read_through_anything_that_reads() {
+    let oracle = oracle((0..2000u32).map(|number| format!("model.layers.{number}")));
+    let copies = Copies { file: build(&oracle).0, reads: Cell::new(0), trouble: None };
+    let run = RunReader::new(&copies).unwrap();
+    run.verify().unwrap();
+    assert!(run.range(Unbounded).map(Result::unwrap).eq(oracle.values().cloned()));
+    copies.reads.set(0);
+    assert_eq!(run.get(b"model.layers.77").unwrap().as_ref(), oracle.get(b"model.layers.77".as_slice()));
+    assert_eq!(copies.reads.get(), 2 + run.header().height as usize, "a filter line, a node of each level, a block");
+}
+
+#[test]
+fn a_read_that_fails_or_is_short_is_never_an_answer() {
+    let oracle = oracle((0..2000u32).map(|number| format!("model.layers.{number}")));
+    let mut copies = Copies { file: build(&oracle).0, reads: Cell::new(0), trouble: None };
+    for (reads, trouble) in (1..4).flat_map(|reads| [(reads, Trouble::Fails), (reads, Trouble::IsShort)]) {
+        (copies.reads, copies.trouble) = (Cell::new(0), Some((reads, trouble)));
+        let run = RunReader::new(&copies).unwrap();
+        match (run.get(b"model.layers.77").unwrap_err(), trouble) {
+            (RunError::Io("the disk is gone"), Trouble::Fails) => {}
+            (RunError::Format(FormatError::Damaged { .. }), Trouble::IsShort) => {}
+            (error, _) => panic!("{error}"),
+        }
+        copies.reads = Cell::new(0);
+        let run = RunReader::new(&copies).unwrap();
+        assert!(run.verify().is_err());
+    }
+    (copies.reads, copies.trouble) = (Cell::new(0), Some((0, Trouble::IsShort)));
+    assert!(RunReader::new(&copies).is_err());
+}
+
 fn assert_round_trip(oracle: &Oracle) {
     let (bytes, finished) = build(oracle);
+    assert_eq!(finished.record, RunView::new(&bytes).unwrap().record());
     assert_eq!(finished.record.bytes, bytes.len() as u64);
-    assert_eq!(finished.record.entries, oracle.len() as u64);
     assert_like_oracle(&bytes, oracle);
 }
 

@@ -112,7 +112,8 @@ impl<'a> Batch<'a> {
     /// returns an error, none of them is visible; after a power cut each batch is there whole or not at all.
     ///
     /// Blocks for one write and one sync up to 1 MiB of payload, shared with the commits of other threads, and for the
-    /// stream of the payload and two syncs above. Takes 12 MiB of memory at most beside 100 bytes for each change.
+    /// stream of the payload and two syncs above. Takes 10 MiB of memory at most for
+    /// the payload, whatever its length, and under 1 KiB for each change.
     ///
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::Closed`], [`Error::WritesRefused`], [`Error::Io`] from the disk, and whatever

@@ -181,7 +181,7 @@ where
             file_bytes: self.cursor,
         };
         let header = Box::new(header.encode());
-        let header_crc = RunHeader::digest_of(&header);
+        let header_crc = RunHeader::digest_of(&header[..]);
         let record = RunRecord { id: self.run, entries: self.entries, bytes: self.cursor, header_crc };
         Ok(FinishedRun { header, record, min_seq: self.min_seq, max_seq: self.max_seq })
     }

@@ -160,8 +160,8 @@ impl RunHeader {
         Ok(header)
     }
 
-    /// The CRC-32 that an encoded header ends with.
-    pub(super) fn digest_of(header: &[u8; RUN_HEADER_BYTES]) -> u32 {
+    /// The CRC-32 that a whole header, as it lies in the file, ends with.
+    pub(super) fn digest_of(header: &[u8]) -> u32 {
         DIGEST.read(header)
     }
 

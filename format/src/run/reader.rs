@@ -15,15 +15,18 @@ use super::seal::Seal;
 use super::{RunBytes, damaged};
 use crate::error::FormatError;
 use crate::ids::Seq;
+use crate::manifest::RunRecord;
 
 /// A run in memory or in a mapping.
 pub type RunView<'a> = RunReader<&'a [u8]>;
 
-/// A run, read through `B`. Whether it is the run that was asked for is the caller's to compare: [`header`](Self::header).
+/// A run, read through `B`. Whether it is the run that was asked for is the caller's to compare: its
+/// [`record`](Self::record) with the manifest's, and its store.
 #[derive(Debug, Clone)]
 pub struct RunReader<B> {
     bytes: B,
     header: RunHeader,
+    header_crc: u32,
     seal: Seal,
 }
 
@@ -32,16 +35,25 @@ impl<B: RunBytes> RunReader<B> {
     /// the number of entries.
     pub fn new(bytes: B) -> Result<Self, B::Error> {
         let header_len = bytes.len_bytes().min(RUN_HEADER_BYTES as u64) as usize;
-        let header = RunHeader::decode(&bytes.read(0, header_len)?)?;
+        let (header, header_crc) = {
+            let first = bytes.read(0, header_len)?;
+            (RunHeader::decode(&first)?, RunHeader::digest_of(&first))
+        };
         if header.file_bytes != bytes.len_bytes() {
             return Err(damaged("an index run of another length than it says", 0).into());
         }
-        Ok(Self { bytes, header, seal: Seal::new(header.store, header.run) })
+        Ok(Self { bytes, header, header_crc, seal: Seal::new(header.store, header.run) })
     }
 
     /// What the run says of itself.
     pub fn header(&self) -> &RunHeader {
         &self.header
+    }
+
+    /// What the manifest should say of the run.
+    pub fn record(&self) -> RunRecord {
+        let RunHeader { run, entries, file_bytes, .. } = self.header;
+        RunRecord { id: run, entries, bytes: file_bytes, header_crc: self.header_crc }
     }
 
     /// Its entries, tombstones included.
