@@ -267,10 +267,11 @@ impl CrashWalker {
                 image.files.insert(file, self.live.content(file));
             }
         }
-        for (change, &fate) in self.pending.iter().zip(&fates) {
-            match &change.what {
+        for (pending, &fate) in self.pending.iter().zip(&fates) {
+            match &pending.what {
                 What::Bytes { file, .. } if files.contains(&(*file, true)) => {}
                 What::Bytes { file, edit, after } => land(edit, after, fate, image.files.entry(*file).or_default()),
+                What::Names { change, .. } if !pending.in_doubt() => image.apply_durable(change),
                 What::Names { change, .. } if fate == Fate::Kept => {
                     image.apply(change);
                 }

@@ -112,6 +112,15 @@ impl Image {
         }
     }
 
+    /// Makes a change that a sync made durable. What was made under a name is there, even where a change that was lost
+    /// would have freed the name before; what was renamed or removed still had to be there to be so.
+    pub(super) fn apply_durable(&mut self, change: &NameChange) {
+        match change {
+            NameChange::Link { at, node } => self.set(at, Some(*node)),
+            other => drop(self.apply(other)),
+        }
+    }
+
     fn set(&mut self, place: &Place, node: Option<Node>) {
         // A directory that was made a moment ago has no names yet.
         let names = self.dirs.entry(place.dir).or_default();

@@ -280,6 +280,26 @@ fn a_cut_stands_at_the_last_moment_with_the_same_disk() {
     assert_eq!(cuts, [(None, 0), (None, 1), (Some(1), 2), (Some(2), 3), (Some(4), 1)]);
 }
 
+/// The story: a manifest's rename whose sync had failed was lost, and took the next one with it, whose sync had not.
+#[test]
+fn a_name_that_was_synced_is_there_whatever_became_of_a_change_before_it() {
+    let sim = SimStorage::new();
+    create_durably(&sim, "f", b"first");
+    let replace = |bytes: &[u8]| {
+        create(&sim, "f.tmp", bytes).sync().unwrap();
+        sim.rename(&path("f.tmp"), &path("f")).unwrap();
+        sim.sync_dir(&path(""))
+    };
+    sim.inject(Fault::new(FaultKind::FailedSync, 0).on(OpKind::SyncDir));
+    replace(b"second").unwrap_err();
+    assert_eq!(contents(&states_at_the_end(&sim), "f"), set([Some(b"first"), Some(b"second")]));
+    replace(b"third").unwrap();
+    assert_eq!(contents(&states_at_the_end(&sim), "f"), set([Some(b"third")]));
+    sim.remove(&path("f")).unwrap();
+    sim.sync_dir(&path("")).unwrap();
+    assert_eq!(contents(&states_at_the_end(&sim), "f"), set([None]));
+}
+
 #[test]
 fn a_marker_stands_after_what_its_thread_has_done() {
     let sim = SimStorage::new();
