@@ -181,9 +181,11 @@ impl<F: FnMut(VerifyProgress)> Check<'_, F> {
                 chunks_sound &= entry.chunk_crcs.get(chunk).is_none_or(|&crc| crc == alight_format::crc32(bytes));
                 Ok(())
             });
+            // What could not be read is told as that, and not as wrong bytes.
+            let was_read = outcome.is_ok();
             self.note(outcome)?;
             self.report.values += 1;
-            if whole.finalize() != entry.crc || !chunks_sound {
+            if was_read && (whole.finalize() != entry.crc || !chunks_sound) {
                 Counters::add(&self.core.counters.checksum_failures, 1);
                 let live = self.version.get(&entry.key).is_ok_and(|current| {
                     current.is_some_and(|current| (current.segment, current.offset) == (extent.segment, extent.offset))
