@@ -1,5 +1,7 @@
 //! The manifest on the disk: read whole, replaced whole.
 
+use std::io;
+
 use alight_format::{Manifest, limits};
 
 use crate::error::{Error, Result};
@@ -24,7 +26,16 @@ pub(crate) fn read(storage: &dyn Storage, layout: &Layout) -> Result<Manifest> {
 pub(crate) fn write(storage: &dyn Storage, layout: &Layout, manifest: &Manifest) -> Result<()> {
     let (new, path) = (layout.manifest_new(), layout.manifest());
     let bytes = manifest.encode().map_err(|error| Error::format(&path, error))?;
-    let file = storage.open(&new, OpenMode::CreateTruncate).map_err(Error::io("create", &new))?;
+    // A file of its own each time: one that a failed attempt left may have a name that its directory's failed sync lost,
+    // and that no later sync makes durable.
+    let file = match storage.open(&new, OpenMode::CreateNew) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            storage.remove(&new).map_err(Error::io("remove", &new))?;
+            storage.open(&new, OpenMode::CreateNew)
+        }
+        opened => opened,
+    };
+    let file = file.map_err(Error::io("create", &new))?;
     write_all_at(&*file, &bytes, 0, Caching::Buffered).map_err(Error::io("write", &new))?;
     file.sync().map_err(Error::io("sync", &new))?;
     storage.rename(&new, &path).map_err(Error::io("rename", &new))?;
