@@ -5,6 +5,7 @@
 //! - Host memory in use is bounded by the buffers named in [`config`](crate::config), whatever is moved.
 
 pub(crate) mod buffered;
+pub(crate) mod double_buffer;
 mod payload;
 pub(crate) mod pipeline;
 mod plan;

@@ -99,6 +99,9 @@ pub trait Execute: Send + Sync {
     /// # Errors
     /// Whatever the route says.
     fn execute(&self, operation: IoOperation, transfer: &Transfer, memory: &mut Memory) -> Result<u64>;
+
+    /// Told when a transfer that is being carried out missed its deadline.
+    fn missed_deadline(&self, _transfer: &Transfer) {}
 }
 
 /// Operations in flight. See the module's page for what it promises.
@@ -393,6 +396,9 @@ impl fmt::Debug for IoRequest {
         write!(f, "IoRequest({} {} bytes)", self.operation.verb(), self.transfer.len_bytes())
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 #[cfg(test)]
 mod tests;

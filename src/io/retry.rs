@@ -147,7 +147,11 @@ impl ErrorRecovery {
     /// Whether another route may serve what this error refused: the route itself was the trouble. Device memory that is
     /// used up, or a file that fails, is as missing on every route.
     pub fn should_fall_back(&self, error: &Error) -> bool {
-        self.fallback_enabled && matches!(error, Error::RouteUnavailable { .. })
+        match error {
+            Error::RouteUnavailable { .. } => self.fallback_enabled,
+            Error::RetriesExhausted { source, .. } => self.should_fall_back(source),
+            _ => false,
+        }
     }
 
     /// A number that looks random (SplitMix64).
