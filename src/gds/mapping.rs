@@ -101,7 +101,8 @@ impl MemoryMapManager {
     /// read. Regions that it overlaps are flushed and evicted first, then as many as it takes to make room.
     ///
     /// # Errors
-    /// [`Error::FileTooShort`] where the range reaches past the end of the file; [`Error::RegionInUse`] where it overlaps a
+    /// [`Error::FileTooShort`] where the range reaches past the end of the file, [`Error::InvalidOption`] where it has no
+    /// bytes; [`Error::RegionInUse`] where it overlaps a
     /// region that is held; [`Error::RegionMemory`] where held regions leave too little; those of reading, and of flushing
     /// what was to be evicted.
     pub fn map_region(&self, path: impl AsRef<Path>, range: Range<u64>) -> Result<MappedRegion> {
@@ -159,9 +160,12 @@ impl Inner {
         let engine = &self.engine;
         let (file, writable) = engine.files.to_change(path)?;
         let len_bytes = engine.len_bytes(&file)?;
-        if range.start >= range.end || range.end > len_bytes {
-            let needed_bytes = range.end.max(range.start.saturating_add(1));
-            return Err(Error::FileTooShort { path: path.to_path_buf(), needed_bytes, len_bytes });
+        if range.start >= range.end {
+            return Err(Error::InvalidOption { option: "range", why: format!("{range:?} has no bytes to map") });
+        }
+        if range.end > len_bytes {
+            let path = path.to_path_buf();
+            return Err(Error::FileTooShort { path, needed_bytes: range.end, len_bytes });
         }
         let alignment = engine.config.alignment;
         let start = align_down(range.start, alignment).expect("the alignment was validated");

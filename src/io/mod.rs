@@ -6,6 +6,8 @@
 
 pub(crate) mod buffered;
 pub(crate) mod double_buffer;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod payload;
 pub(crate) mod pipeline;
 mod plan;

@@ -399,6 +399,3 @@ impl fmt::Debug for IoRequest {
 
 #[cfg(test)]
 mod tests;
-
-#[cfg(test)]
-mod tests;
