@@ -45,7 +45,6 @@ pub(crate) struct Gate(Arc<(Mutex<GateState>, Condvar)>);
 struct GateState {
     closed: bool,
     waiting: usize,
-    passed: usize,
 }
 
 impl Gate {
@@ -61,11 +60,6 @@ impl Gate {
     /// How many wait at it now.
     pub(crate) fn waiting(&self) -> usize {
         self.0.0.lock().waiting
-    }
-
-    /// How many came through.
-    pub(crate) fn passed(&self) -> usize {
-        self.0.0.lock().passed
     }
 
     /// Waits until so many wait at it.
@@ -86,7 +80,6 @@ impl Gate {
             changed.wait(&mut state);
         }
         state.waiting -= 1;
-        state.passed += 1;
     }
 }
 

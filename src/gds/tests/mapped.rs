@@ -159,7 +159,7 @@ fn a_stuck_flush_does_not_hang_who_writes() {
 #[test]
 fn threads_that_map_the_same_range_share_one_region() {
     let disk = disk(MIB);
-    let gds = context(&simulated_gpu(), &disk);
+    let gds = context(&simulated(), &disk);
     std::thread::scope(|scope| {
         for thread in 0..4u64 {
             let gds = gds.clone();
@@ -185,7 +185,7 @@ proptest! {
         steps in prop::collection::vec((0u8..8, 0u64..200_000, 1u64..90_000, any::<u8>()), 1..40),
     ) {
         let disk = disk(len);
-        let device = if gpu { simulated_gpu() } else { Device::host() };
+        let device = if gpu { simulated() } else { Device::host() };
         let gds = small(&device, &disk);
         let mut model = bytes(0..len);
         let mut held: Option<MappedRegion> = None;

@@ -4,7 +4,7 @@ mod mapped;
 mod reads;
 mod transfers;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use crate::device::{Device, DeviceBuffer, simulated_gpu};
@@ -31,8 +31,14 @@ fn config() -> GdsConfig {
 /// Long enough for a busy machine, short enough for tests that miss it on purpose.
 const DEADLINE: Duration = Duration::from_millis(150);
 
+/// One simulated GPU for all: making its ring takes longer than most tests.
+fn simulated() -> Device {
+    static GPU: LazyLock<Device> = LazyLock::new(simulated_gpu);
+    GPU.clone()
+}
+
 fn devices() -> Vec<Device> {
-    vec![Device::host(), simulated_gpu()]
+    vec![Device::host(), simulated()]
 }
 
 /// A context over any disk, which sleeps for nothing.

@@ -104,7 +104,7 @@ fn a_stuck_prefetch_is_reported_and_the_reader_goes_on_later() {
 #[test]
 fn a_dropped_reader_leaves_what_is_in_flight_to_itself() {
     let stuck = StuckStorage::new(disk(MIB));
-    let gds = impatient(&simulated_gpu(), &stuck);
+    let gds = impatient(&simulated(), &stuck);
     let mut reader = gds.reader("/f").unwrap();
     while reader.read(64 * KIB).unwrap().is_some_and(|chunk| chunk.range().end < 300_000) {}
     stuck.gate.close();

@@ -48,7 +48,7 @@ proptest! {
         direct: bool,
         ops in prop::collection::vec((any::<bool>(), 0u64..300_000, 0u64..150_000, 0u64..5000), 1..14),
     ) {
-        let device = if gpu { simulated_gpu() } else { Device::host() };
+        let device = if gpu { simulated() } else { Device::host() };
         let disk = SimStorage::new();
         disk.stop_recording();
         disk.set_abilities(Abilities { direct, ..Abilities::default() });
@@ -281,7 +281,9 @@ fn files_stay_open_until_they_are_forgotten() {
     let opens = |disk: &SimStorage| disk.trace().events().filter(|event| is_call(event, OpKind::Open)).count();
     disk.start_recording();
     let mut target = gds.device().allocate(10).unwrap();
-    (0..5).for_each(|n| drop(gds.read_to_gpu("/f", piece(n, 0, 10), &mut target).unwrap()));
+    for n in 0..5 {
+        gds.read_to_gpu("/f", piece(n, 0, 10), &mut target).unwrap();
+    }
     assert_eq!(opens(&disk), 1);
     let source = holding(gds.device(), &[1]);
     gds.write_from_gpu("/f", piece(0, 0, 1), &source).unwrap();

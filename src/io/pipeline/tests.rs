@@ -43,7 +43,9 @@ fn pipeline(in_flight: usize, waiting: usize) -> (Arc<Gated>, AsyncIoPipeline) {
 fn as_many_as_may_are_truly_in_flight_and_no_more() {
     let (gated, pipeline) = pipeline(8, 3);
     gated.gate.close();
-    (0..11).for_each(|n| drop(pipeline.submit(request(n)).unwrap()));
+    for n in 0..11 {
+        pipeline.submit(request(n)).unwrap();
+    }
     gated.gate.wait_for(8);
     assert_eq!((gated.gate.waiting(), pipeline.outstanding()), (8, 11));
     gated.gate.open();
@@ -165,7 +167,11 @@ fn many_threads_submit_and_wait_together() {
     let collected = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| (0..200).for_each(|n| drop(pipeline.submit(request(n)).unwrap())));
+            scope.spawn(|| {
+                for n in 0..200 {
+                    pipeline.submit(request(n)).unwrap();
+                }
+            });
             scope.spawn(|| {
                 while collected.load(Ordering::SeqCst) < 800 {
                     if pipeline.wait_one_for(Duration::from_millis(1)).is_some() {
