@@ -135,10 +135,14 @@ fn main() {
         let [p50, p99, absent50, absent99] = lookups(&path, keys);
         let runs = Store::options().read_only(true).open(&path).expect("open").stat().expect("stat").runs;
         println!(
-            "{keys:>12} {:>10.1} {:>12.2?} {:>16.2?} {p50:>14.0?} {p99:>10.0?} {absent50:>14.0?} {absent99:>10.0?} {runs:>6}",
+            "{keys:>12} {:>10.1} {:>12.2?} {:>16.2?} {:>11} ns {:>7} ns {:>11} ns {:>7} ns {runs:>6}",
             filled.as_secs_f64(),
             open,
-            both
+            both,
+            p50.as_nanos(),
+            p99.as_nanos(),
+            absent50.as_nanos(),
+            absent99.as_nanos()
         );
         std::fs::remove_dir_all(&path).expect("remove");
     }

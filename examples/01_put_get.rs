@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let store = Store::open(&path)?;
     let device = Device::best();
     let tensor = store.get("layers.0.w", &device)?;
-    println!("{} is {}{:?}, {} bytes", "layers.0.w", tensor.dtype(), tensor.shape(), tensor.len_bytes());
+    println!("layers.0.w is {}{:?}, {} bytes", tensor.dtype(), tensor.shape(), tensor.len_bytes());
     match tensor.device_ptr() {
         Some(address) => println!("it lies in the memory of {device} ({}) at {address:#x}", device.name()),
         None => println!("it lies in host memory: there is no GPU here that could be used"),

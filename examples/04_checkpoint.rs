@@ -52,8 +52,11 @@ fn save(store: &Store, step: u64, state: &State) -> Result<(), Box<dyn std::erro
     Ok(())
 }
 
-/// The latest state, each tensor by its name, all of them in one piece of device memory.
-fn load(store: &Store, device: &Device) -> Result<Option<(u64, BTreeMap<String, Tensor>)>, Box<dyn std::error::Error>> {
+/// A saved state: its step, and its tensors by name.
+type Checkpoint = (u64, BTreeMap<String, Tensor>);
+
+/// The latest state, all its tensors in one piece of device memory.
+fn load(store: &Store, device: &Device) -> Result<Option<Checkpoint>, Box<dyn std::error::Error>> {
     // What another thread saves meanwhile is not mixed in.
     let snapshot = store.snapshot();
     if !snapshot.contains("latest")? {

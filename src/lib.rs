@@ -31,6 +31,11 @@
 //! [`Store::create`], [`Store::put`], [`Store::get`]; [`Batch`] for several changes at once; [`Snapshot`] for a view
 //! that stays; [`StoreOptions`] for durability and sizes; [`Error`] for what can go wrong.
 
+/// The examples of the README, compiled and run with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;
+
 mod config;
 mod device;
 mod error;

@@ -297,3 +297,29 @@ fn attributes_come_back() {
     assert_eq!(store.attributes("plain").unwrap(), vec![]);
     assert!(matches!(store.attributes("absent"), Err(Error::NotFound(_))));
 }
+
+#[test]
+fn a_closed_store_takes_little_more_space_than_its_values() {
+    let folder = folder();
+    // (value length, values in a batch, values, the most that may come on top)
+    for (len, batch_len, count, overhead) in [(16 << 10, 64, 4096, 0.03), (1 << 20, 1, 64, 0.005)] {
+        let path = folder.path().join(format!("{len}"));
+        let store = Store::options().create(true).durability(Durability::Eventual).open(&path).unwrap();
+        let values: Vec<Vec<u8>> = (0..8).map(|seed| bytes(seed, len)).collect();
+        for first in (0..count).step_by(batch_len) {
+            let mut batch = store.batch();
+            for n in first..first + batch_len {
+                batch.put(format!("model.layers.{}.mlp.experts.{n}.weight", n % 61), &values[n % 8]).unwrap();
+            }
+            batch.commit().unwrap();
+        }
+        store.close().unwrap();
+        let store = Store::options().read_only(true).open(&path).unwrap();
+        let stat = store.stat().unwrap();
+        let payload = (len * count) as f64;
+        assert_eq!(stat.live_bytes as f64, payload);
+        let on_top = stat.disk_bytes.max(stat.file_bytes) as f64 / payload - 1.0;
+        println!("{count} values of {len} bytes: {:.2} % on top", on_top * 100.0);
+        assert!(on_top <= overhead, "{len}: {on_top:.4} over {overhead}");
+    }
+}

@@ -145,9 +145,7 @@ fn io_remedy(error: &io::Error) -> Option<&'static str> {
     match error.kind() {
         io::ErrorKind::NotFound => Some("check the path"),
         io::ErrorKind::PermissionDenied => Some("check who owns the path and its permissions"),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Some("free some space, or use another disk; a change that did not finish left nothing behind in the store")
-        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some("free some space, or use another disk"),
         io::ErrorKind::ReadOnlyFilesystem => Some("the file system is mounted read-only; use another one"),
         _ => None,
     }

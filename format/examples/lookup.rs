@@ -7,6 +7,9 @@
 //! memory, or into FILE to see what the builder alone holds. Then random keys are looked up: present ones, and absent ones
 //! that differ from a present one in the last digit. A time includes the clock's own, which is printed beside it. All data is
 //! made from fixed seeds.
+//!
+//! What a lookup costs is mostly what memory costs: it waits for it about five times, one after another. So the time of one
+//! such wait is printed too: a walk through 256 MB in which each address depends on the last.
 
 use std::error::Error;
 use std::fs::File;
@@ -135,6 +138,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     run.verify()?;
     println!("verified in {:.1?}", start.elapsed());
 
+    println!("one dependent read of memory: {:.0} ns", memory_latency_ns());
     let clock = times(LOOKUPS, |_| ());
     report("clock alone", clock);
     for (name, present) in [("present keys", true), ("absent keys", false)] {
@@ -162,6 +166,27 @@ fn times<T>(count: usize, mut each: impl FnMut(usize) -> T) -> Vec<Duration> {
         .collect();
     times.sort_unstable();
     times
+}
+
+/// The time of one read among 256 MB whose address depends on the read before.
+fn memory_latency_ns() -> f64 {
+    const LINES: usize = (256 << 20) / 64;
+    let mut order: Vec<u32> = (0..LINES as u32).collect();
+    for last in (1..LINES).rev() {
+        order.swap(last, (scramble(last as u64) % last as u64) as usize);
+    }
+    // One cycle through all lines, in this order.
+    let mut lines = vec![[0u32; 16]; LINES];
+    for pair in order.windows(2) {
+        lines[pair[0] as usize][0] = pair[1];
+    }
+    lines[order[LINES - 1] as usize][0] = order[0];
+    let (start, mut at) = (Instant::now(), 0u32);
+    for _ in 0..LOOKUPS {
+        at = lines[at as usize][0];
+    }
+    black_box(at);
+    start.elapsed().as_nanos() as f64 / LOOKUPS as f64
 }
 
 fn report(name: &str, times: Vec<Duration>) {

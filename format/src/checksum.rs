@@ -7,6 +7,13 @@ pub fn crc32(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
 
+/// The CRC-32 of bytes that follow others, from the CRC-32 of those.
+pub(crate) fn crc32_after(before: u32, bytes: &[u8]) -> u32 {
+    let mut whole = Hasher::new_with_initial(before);
+    whole.update(bytes);
+    whole.finalize()
+}
+
 /// The CRC-32 of two stretches of bytes laid end to end, from the CRC-32 of each and the length of the second. Costs the
 /// same for any length.
 pub fn combine(crc_a: u32, crc_b: u32, len_b: u64) -> u32 {
@@ -31,6 +38,7 @@ mod tests {
         for split in [0, 1, 255, 2500, 4999, 5000] {
             let (a, b) = bytes.split_at(split);
             assert_eq!(combine(crc32(a), crc32(b), b.len() as u64), crc32(&bytes), "split at {split}");
+            assert_eq!(crc32_after(crc32(a), b), crc32(&bytes), "split at {split}");
         }
     }
 }

@@ -125,15 +125,15 @@ impl Dtype {
         TABLE.iter().find(|row| row.3 == name).map(|row| row.0)
     }
 
-    /// The bytes of a tensor of this shape, or `None` when they are no whole number or overflow 64 bits. An empty shape is a
+    /// The bytes of a tensor of this shape, or `None` when they are no whole number or elements or bytes overflow 64 bits. An empty shape is a
     /// scalar, one element; a shape with a zero in it has no bytes, whatever its other dimensions are.
     pub fn byte_len(self, shape: &[u64]) -> Option<u64> {
         if shape.contains(&0) {
             return Some(0);
         }
-        let elements = shape.iter().try_fold(1u128, |product, dim| product.checked_mul(u128::from(*dim)))?;
-        let bits = elements.checked_mul(u128::from(self.bits()))?;
-        if bits % 8 == 0 { u64::try_from(bits / 8).ok() } else { None }
+        let elements = shape.iter().try_fold(1u64, |product, dim| product.checked_mul(*dim))?;
+        let bits = u128::from(elements) * u128::from(self.bits());
+        if bits.is_multiple_of(8) { u64::try_from(bits / 8).ok() } else { None }
     }
 }
 

@@ -41,7 +41,7 @@ const _: () = assert!(tiles(
 ));
 const _: () = assert!(SEGMENT_HEADER_BYTES as u64 == BLOCK_BYTES);
 
-/// The segment holds one commit alone, which is as large as the segment.
+/// The segment holds one commit alone.
 const SINGLE_COMMIT: u32 = 1;
 
 /// What a segment says of itself.

@@ -95,8 +95,6 @@ pub struct Manifest {
     pub segments: Vec<SegmentRecord>,
     /// The index runs, the one with the newest commits first.
     pub runs: Vec<RunRecord>,
-    /// Whether the store was closed, with nothing in the segments after what the runs cover.
-    pub clean: bool,
     /// The length at which a segment is full.
     pub segment_bytes: u64,
 }
@@ -108,11 +106,12 @@ pub struct SegmentRecord {
     pub id: SegmentId,
     /// Its salt.
     pub salt: Salt,
-    /// The frames before this offset are covered by the runs.
+    /// The frames before this offset are covered by the runs; a frame begins here, or none does yet.
     pub end: u64,
     /// The digest of the last frame before `end`; 0 when there is none.
     pub previous_digest: u32,
-    /// Whether nothing is appended to it any more.
+    /// Whether nothing is appended to it any more and all its frames lie before `end`. What lies behind the end of a sealed
+    /// segment is no part of the store: a torn tail that a recovery has cut.
     pub sealed: bool,
     /// The bytes of the blobs in it that are live.
     pub live_bytes: u64,
@@ -138,7 +137,7 @@ const SEGMENT_RECORD_BYTES: usize = 8 + 8 + 8 + 4 + 1 + 8 + 8;
 /// The bytes of one encoded [`RunRecord`].
 const RUN_RECORD_BYTES: usize = 8 + 8 + 8 + 4;
 /// The bytes of an encoded body without any record.
-const BODY_BYTES_MIN: usize = 16 + 8 + 8 + 8 + 8 + 1 + 8 + 8;
+const BODY_BYTES_MIN: usize = 16 + 8 + 8 + 8 + 8 + 8 + 8;
 
 // The two limits that a writer can reach make a manifest that a reader accepts.
 const _: () = assert!(
@@ -155,7 +154,6 @@ struct Body {
     next_segment: SegmentId,
     next_run: RunId,
     segment_bytes: u64,
-    clean: bool,
     segments: Vec<SegmentRecord>,
     runs: Vec<RunRecord>,
 }
@@ -173,7 +171,6 @@ impl Manifest {
             next_run: RunId(1),
             segments: Vec::new(),
             runs: Vec::new(),
-            clean: true,
             segment_bytes,
         }
     }
@@ -187,7 +184,6 @@ impl Manifest {
             next_segment: self.next_segment,
             next_run: self.next_run,
             segment_bytes: self.segment_bytes,
-            clean: self.clean,
             segments: self.segments.clone(),
             runs: self.runs.clone(),
         };
@@ -253,7 +249,6 @@ impl Manifest {
             next_run: body.next_run,
             segments: body.segments,
             runs: body.runs,
-            clean: body.clean,
             segment_bytes: body.segment_bytes,
         };
         manifest.judge().map_err(|refusal| refusal.found_at(HEAD_BYTES as u64))?;
@@ -333,7 +328,6 @@ mod tests {
             next_run: RunId(8),
             segments: vec![segment(2), segment(3), segment(9)],
             runs: vec![run(7), run(2), run(5)],
-            clean: false,
             ..Manifest::new(StoreId([3; 16]), 1 << 30)
         }
     }

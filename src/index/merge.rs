@@ -20,7 +20,7 @@ pub(crate) fn merge_layers<'a>(
     runs: &'a [Arc<Run>],
     from: Bound<&[u8]>,
 ) -> Result<MergedLayers<'a>> {
-    let owned: (Bound<Arc<[u8]>>, Bound<Arc<[u8]>>) = (from.map(Arc::from), Bound::Unbounded);
+    let owned = (from.map(Arc::<[u8]>::from), Bound::Unbounded);
     let mut layers: Vec<Layer<'a>> = Vec::with_capacity(overlays.len() + runs.len());
     for overlay in overlays {
         layers.push(Box::new(overlay.range(owned.clone()).map(|(_, entry)| Ok(Arc::clone(entry)))));

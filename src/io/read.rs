@@ -2,8 +2,8 @@
 //! pinned slots to a GPU.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use alight_format::{SegmentId, combine, crc32};
 use parking_lot::Mutex;
@@ -127,8 +127,7 @@ fn in_parallel(
             }
         }
     };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = plan.reads.len().min(READ_THREADS_MAX).min(cores.max(2));
+    let threads = plan.reads.len().min(READ_THREADS_MAX).min(cores().max(2));
     std::thread::scope(|scope| {
         for _ in 1..threads {
             scope.spawn(worker);
@@ -136,6 +135,12 @@ fn in_parallel(
         worker();
     });
     failure.into_inner().map_or(Ok(()), Err)
+}
+
+/// The processors that this process may use, asked for once: the answer takes the system ten reads of small files.
+fn cores() -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// The checksum of every piece of a plan, put together to those of the extents at the end.
@@ -182,7 +187,9 @@ pub(crate) fn read_chunks(
 ) -> Result<()> {
     debug_assert!(range.start.is_multiple_of(READ_BYTES as u64) && range.end <= extent.length);
     let block = alight_format::limits::BLOCK_BYTES;
-    let mut buffer = AlignedBuf::zeroed(READ_BYTES + 2 * block as usize);
+    // A short extent takes a short buffer: 1 MiB of zeros costs more than most extents.
+    let longest = (range.end - range.start).min(READ_BYTES as u64);
+    let mut buffer = AlignedBuf::zeroed((longest + 2 * block) as usize);
     let mut at = range.start;
     while at < range.end {
         let len = (range.end - at).min(READ_BYTES as u64);

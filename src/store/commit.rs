@@ -2,8 +2,8 @@
 //!
 //! Three stages, each under its own lock, so that one commit is written while another is synced:
 //!
-//! 1. **Write.** Small commits queue; whoever gets the log first writes everybody's frames and payloads with one call.
-//!    A large commit streams its payload into a segment of which it has sole use, syncs it, and only then takes its
+//! 1. **Write.** Small commits gather in a [`group`](super::group); its leader writes everybody's frames and payloads
+//!    with one call. A large commit streams its payload into a segment of which it has sole use, syncs it, and only then takes its
 //!    sequence number and writes its frame.
 //! 2. **Sync.** One sync of every segment that holds unsynced frames serves all commits written before it began.
 //! 3. **Publish.** Commits become visible in the order of their sequence numbers.
@@ -73,16 +73,10 @@ struct Log {
     dirty: BTreeMap<SegmentId, Arc<dyn StorageFile>>,
 }
 
-struct Ticket {
-    commit: Mutex<Option<SmallCommit>>,
-    outcome: OnceLock<Result<Seq>>,
-}
-
 /// The write side of a store.
 pub(crate) struct Committer {
     segments: Arc<Segments>,
     segment_bytes: u64,
-    queue: Mutex<VecDeque<Arc<Ticket>>>,
     log: Mutex<Log>,
     written: Mutex<VecDeque<Written>>,
     sync: Mutex<()>,
@@ -107,7 +101,6 @@ impl Committer {
         Self {
             segments,
             segment_bytes,
-            queue: Mutex::default(),
             log: Mutex::new(Log { next: last.next(), small, spare: tails, dirty: BTreeMap::new() }),
             written: Mutex::default(),
             sync: Mutex::default(),
@@ -116,6 +109,11 @@ impl Committer {
             generation: AtomicU64::new(generation),
             syncs: AtomicU64::new(0),
         }
+    }
+
+    /// The most that commits which are written as one group may have together.
+    pub(crate) fn group_bytes(&self) -> u64 {
+        GROUP_BYTES_MAX.min(self.segment_bytes / 4)
     }
 
     /// Whether a commit of this size, frame included, shares a segment with others.
@@ -144,55 +142,13 @@ impl Committer {
         }
     }
 
-    /// Writes a small commit, alone or in a group with those that wait beside it. Blocks for the write, not for a sync.
-    pub(crate) fn write_small(&self, commit: SmallCommit) -> Result<Seq> {
-        let ticket = Arc::new(Ticket { commit: Mutex::new(Some(commit)), outcome: OnceLock::new() });
-        self.queue.lock().push_back(Arc::clone(&ticket));
+    /// Writes small commits with one call, as one group. Blocks for the write, not for a sync. Returns the last one's
+    /// number.
+    pub(crate) fn write_group(&self, mut commits: Vec<SmallCommit>) -> Result<Seq> {
+        let total = commits.iter().map(|commit| commit.bytes.len() as u64).sum();
         let mut log = self.log.lock();
-        while ticket.outcome.get().is_none() {
-            self.write_group(&mut log);
-        }
-        drop(log);
-        let ticket = Arc::into_inner(ticket).expect("a group lets go of its tickets before their outcomes are read");
-        ticket.outcome.into_inner().expect("the loop above ends when there is an outcome")
-    }
-
-    /// Writes what is at the front of the queue, as far as one segment and one group hold it.
-    fn write_group(&self, log: &mut Log) {
-        let mut group = Vec::new();
-        let mut total = 0;
-        {
-            let mut queue = self.queue.lock();
-            while let Some(ticket) = queue.front() {
-                let bytes = ticket.commit.lock().as_ref().map_or(0, |commit| commit.bytes.len() as u64);
-                if !group.is_empty() && (total + bytes > GROUP_BYTES_MAX || total + bytes > self.segment_bytes / 4) {
-                    break;
-                }
-                total += bytes;
-                group.extend(queue.pop_front());
-            }
-        }
-        let mut commits: Vec<SmallCommit> = group
-            .iter()
-            .map(|ticket| ticket.commit.lock().take().expect("a ticket is taken off the queue once, with its commit"))
-            .collect();
-        let outcome = self.check().and_then(|()| self.append(log, &mut commits, total));
-        match outcome {
-            Ok(first) => {
-                let mut seq = first;
-                for ticket in group {
-                    let _ = ticket.outcome.set(Ok(seq));
-                    seq = seq.next();
-                }
-            }
-            Err(error) => {
-                let mut error = Some(error);
-                for ticket in group {
-                    let copy = error.as_ref().map(duplicate);
-                    let _ = ticket.outcome.set(Err(copy.or(error.take()).expect("the error outlives its copies")));
-                }
-            }
-        }
+        self.check()?;
+        self.append(&mut log, &mut commits, total)
     }
 
     fn append(&self, log: &mut Log, commits: &mut [SmallCommit], total: u64) -> Result<Seq> {
@@ -202,14 +158,13 @@ impl Committer {
             }
             log.small = Some(self.open_tail(log, total)?);
         }
-        let first = log.next;
         let synced_through = self.synced();
         let tail = log.small.as_mut().expect("made above");
         reserve(tail, total, self.segment_bytes)?;
 
         let mut offset = tail.offset;
         let mut previous_digest = tail.previous_digest;
-        let mut seq = first;
+        let mut seq = log.next;
         let mut written = Vec::with_capacity(commits.len());
         for commit in commits.iter_mut() {
             let frame_len = commit.body.frame_len();
@@ -253,7 +208,7 @@ impl Committer {
         log.dirty.insert(tail.segment.id, Arc::clone(&tail.file));
         log.next = seq;
         self.written.lock().extend(written);
-        Ok(first)
+        Ok(Seq(seq.get() - 1))
     }
 
     /// A segment to stream a large commit of `total` bytes into, of which the caller has sole use.
@@ -467,7 +422,7 @@ fn place(entries: &mut [IndexEntry], seq: Seq, segment: &Segment, frame_offset: 
 }
 
 /// A second copy of an error that several commits of a group share.
-fn duplicate(error: &Error) -> Error {
+pub(crate) fn duplicate(error: &Error) -> Error {
     match error {
         Error::Io { action, path, source } => Error::Io {
             action,

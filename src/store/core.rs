@@ -13,8 +13,9 @@ use crate::error::{Error, Result};
 use crate::index::Version;
 use crate::metrics::Counters;
 use crate::storage::{BufferPool, Storage, StorageLock};
-use crate::store::commit::Committer;
+use crate::store::commit::{Committer, SmallCommit};
 use crate::store::distrust;
+use crate::store::group::Group;
 use crate::store::layout::Layout;
 use crate::store::options::{Durability, Maintenance, StoreOptions};
 use crate::store::publish::publish;
@@ -39,6 +40,8 @@ pub(crate) struct Core {
 /// What only a writer has.
 pub(crate) struct Writer {
     pub(crate) committer: Committer,
+    /// Where small commits gather.
+    pub(crate) group: Group<SmallCommit>,
     /// Held while commits are made visible: they are taken and published under one lock, so they keep their order.
     publishing: Mutex<()>,
     /// The manifest as it is on the disk. Held through every flush, so there is one at a time.
@@ -187,6 +190,7 @@ impl Writer {
     ) -> Self {
         Self {
             committer,
+            group: Group::default(),
             publishing: Mutex::default(),
             manifest: Mutex::new(manifest),
             maintenance: options.maintenance,
@@ -209,8 +213,9 @@ impl Core {
         writer.committer.check()?;
         writer.committer.sync_through(writer.committer.last_written())?;
         self.publish();
-        self.flush_counted()?;
-        writer.committer.trim()
+        // First the space that was taken ahead, so that on a full disk the index has room.
+        writer.committer.trim()?;
+        self.flush_counted()
     }
 
     /// Removes files that a crash left behind and no manifest names.

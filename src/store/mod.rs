@@ -14,6 +14,7 @@ mod core;
 mod distrust;
 mod entropy;
 mod flush;
+mod group;
 mod handle;
 mod layout;
 mod manifest;

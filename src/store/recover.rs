@@ -139,10 +139,10 @@ fn look_past(segment: &Arc<Segment>, file: &dyn StorageFile, scan: &mut TailScan
         if offset >= scan.len_bytes {
             break;
         }
-        if window.is_empty() {
-            window = AlignedBuf::zeroed(WINDOW_BYTES);
-        }
         let take = (scan.len_bytes - offset).min(WINDOW_BYTES as u64) as usize;
+        if window.len() < take {
+            window = AlignedBuf::zeroed(take);
+        }
         read_exact_at(file, &mut window[..take], offset, Caching::Buffered).map_err(Error::io("read", path))?;
         let mut next = offset + take as u64;
         for (index, block) in window[..take].chunks(limits::BLOCK_BYTES as usize).enumerate() {

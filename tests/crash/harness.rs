@@ -1,10 +1,12 @@
 //! Walks a recorded run from cut to cut, and opens the store on every state that the disk could be in.
 
+use std::any::Any;
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use alight::storage::sim::{Choice, CrashWalker, SimStorage, Trace};
+use alight::storage::sim::{Choice, CrashWalker, Sabotage, SimStorage, Trace};
 use alight::{Error, Store};
 use parking_lot::Mutex;
 
@@ -22,6 +24,54 @@ pub(crate) struct Run {
     pub trace: Trace,
     pub asked: Asked,
     pub threads: bool,
+    sim: SimStorage,
+}
+
+impl Run {
+    /// Lets the disk break promises: those that a crash of this run finds it in are others from here on.
+    pub(crate) fn sabotage(&mut self, sabotage: Sabotage) {
+        self.sim.set_sabotage(sabotage);
+        self.trace = self.sim.trace();
+    }
+}
+
+/// What a look does to a state of the disk before the store is opened on it.
+pub(crate) type Alter<'a> = dyn Fn(&SimStorage) + Sync + 'a;
+
+/// How closely to look.
+pub(crate) struct Look<'a> {
+    /// Random states at each cut.
+    pub random: u64,
+    /// Only what singles out the changes of the last call, or loses one earlier change.
+    pub fresh_only: bool,
+    /// Of every so many states, one whose recovery is cut off at every call too.
+    pub deeper_every: u64,
+    /// How many events to pass before the first cut.
+    pub from: usize,
+    pub alter: &'a Alter<'a>,
+}
+
+impl Look<'_> {
+    /// As closely as the time for tests allows.
+    fn close() -> Self {
+        let random = number("ALIGHT_CRASH_RANDOM").unwrap_or(RANDOM_PER_CUT);
+        Self { random, fresh_only: false, deeper_every: 40, from: 0, alter: &|_| {} }
+    }
+
+    /// Few states at each cut: enough to see a store that is broken.
+    pub(crate) fn quick() -> Self {
+        Self { random: 12, fresh_only: true, deeper_every: 500, from: 0, alter: &|_| {} }
+    }
+
+    fn choices(&self, walker: &CrashWalker, seed: u64) -> Vec<Choice> {
+        let mut choices = if self.fresh_only { walker.fresh_choices() } else { walker.choices() };
+        if self.fresh_only {
+            let in_doubt = walker.pending().iter().enumerate().filter(|(_, change)| change.in_doubt());
+            choices.extend(in_doubt.map(|(op, _)| Choice::DropOne(op)));
+        }
+        choices.extend((0..self.random).map(|n| Choice::Random(seed + n)));
+        choices
+    }
 }
 
 /// What a look at all states of a run came to.
@@ -38,11 +88,10 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
-/// Looks at every state of a run; ends at the first violation.
-pub(crate) fn look(run: &Run) -> Tally {
-    let random = number("ALIGHT_CRASH_RANDOM").unwrap_or(RANDOM_PER_CUT);
+/// Looks at the states of a run; ends at the first violation.
+pub(crate) fn look(run: &Run, closely: &Look<'_>) -> Tally {
     let seed = number("ALIGHT_CRASH_SEED").unwrap_or(1);
-    let judge = Judge::new(run);
+    let judge = Judge::new(run, closely.deeper_every);
     let seen = Mutex::new(HashSet::new());
     let violation = Mutex::new(None);
     let (states, repeated, deeper, cuts) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
@@ -51,7 +100,7 @@ pub(crate) fn look(run: &Run) -> Tally {
             let (judge, seen, violation) = (&judge, &seen, &violation);
             let (states, repeated, deeper, cuts) = (&states, &repeated, &deeper, &cuts);
             scope.spawn(move || {
-                let mut walker = run.trace.walk();
+                let mut walker = run.trace.walk_to(closely.from);
                 let mut cut = 0;
                 while walker.next_cut() {
                     cut += 1;
@@ -60,16 +109,16 @@ pub(crate) fn look(run: &Run) -> Tally {
                     }
                     cuts.fetch_add(1, Ordering::Relaxed);
                     let promised = Promised::by(walker.markers());
-                    let choices = walker.choices().into_iter().chain((0..random).map(|n| Choice::Random(seed + n)));
-                    for choice in choices {
+                    for choice in closely.choices(&walker, seed) {
                         let state = walker.materialize(&choice);
+                        (closely.alter)(&state);
                         // The same disk with the same promises needs one look.
                         if !seen.lock().insert((state.fingerprint(), walker.markers().len())) {
                             repeated.fetch_add(1, Ordering::Relaxed);
                             continue;
                         }
                         let nth = states.fetch_add(1, Ordering::Relaxed);
-                        let outcome = judge.judge(&state, &promised, nth).map(|more| {
+                        let outcome = judge.judge_or_catch(&state, &promised, nth).map(|more| {
                             deeper.fetch_add(more, Ordering::Relaxed);
                         });
                         if let Err(wrong) = outcome {
@@ -106,13 +155,20 @@ fn tell(run: &Run, walker: &CrashWalker, choice: &Choice, seed: u64, wrong: &str
 struct Judge<'a> {
     run: &'a Run,
     histories: Vec<crate::oracle::Contents>,
+    deeper_every: u64,
 }
 
 impl<'a> Judge<'a> {
-    fn new(run: &'a Run) -> Self {
+    fn new(run: &'a Run, deeper_every: u64) -> Self {
         let threads = run.asked.threads.lock();
         let histories = histories(threads.get(&0).map_or(&[], Vec::as_slice));
-        Self { run, histories }
+        Self { run, histories, deeper_every }
+    }
+
+    /// [`judge`](Self::judge), to which a panic of the store is a violation like others.
+    fn judge_or_catch(&self, state: &SimStorage, promised: &Promised, nth: u64) -> Result<u64, String> {
+        catch_unwind(AssertUnwindSafe(|| self.judge(state, promised, nth)))
+            .unwrap_or_else(|panic| Err(format!("the store panics: {}", words_of(&*panic))))
     }
 
     /// Opens the store on a state and compares it with the promises. Of some states also: recovers with the power cut
@@ -124,10 +180,10 @@ impl<'a> Judge<'a> {
             Err(Error::NotAStore { .. } | Error::Io { .. }) if !promised.created => return Ok(0),
             Err(error) => return Err(format!("the store does not open: {error}")),
         }
-        if nth % 7 == 0 {
+        if nth.is_multiple_of(7) {
             self.goes_on(state, promised)?;
         }
-        if nth % 40 == 0 { self.recovery_may_crash(&untouched, promised, nth) } else { Ok(0) }
+        if nth.is_multiple_of(self.deeper_every) { self.recovery_may_crash(&untouched, promised, nth) } else { Ok(0) }
     }
 
     fn check(&self, store: &Store, promised: &Promised) -> Result<(), String> {
@@ -199,6 +255,12 @@ impl<'a> Judge<'a> {
     }
 }
 
+/// What a panic said.
+pub(crate) fn words_of(panic: &(dyn Any + Send)) -> String {
+    let words = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    words.unwrap_or("without words").to_owned()
+}
+
 /// Runs a workload on a fresh disk and writes down its calls.
 pub(crate) fn record(name: &'static str, threads: bool, work: impl FnOnce(&SimStorage, &Asked)) -> Run {
     record_on(SimStorage::new(), name, threads, work)
@@ -213,7 +275,7 @@ pub(crate) fn record_on(
 ) -> Run {
     let asked = Asked::default();
     work(&sim, &asked);
-    Run { name, trace: sim.trace(), asked, threads }
+    Run { name, trace: sim.trace(), asked, threads, sim }
 }
 
 /// Looks at a run and fails on a violation; says how many states it saw.
@@ -222,7 +284,7 @@ pub(crate) fn expect_sound(run: &Run) -> u64 {
         return 0;
     }
     let started = Instant::now();
-    let tally = look(run);
+    let tally = look(run, &Look::close());
     println!(
         "{:28} {:7} states ({} during recovery) at {} cuts of {} events, {} met before, {:.1} s",
         run.name,

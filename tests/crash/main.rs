@@ -4,6 +4,9 @@
 //! `ALIGHT_CRASH_RANDOM=N` draws N random states at every cut instead of a few (the long run), `ALIGHT_CRASH_SEED=N`
 //! other ones, `ALIGHT_CRASH_ONLY=WORKLOAD` looks at one workload. A violation prints the workload, the cut, the choice
 //! and the seed; with the same seed the same states come again.
+//!
+//! `sabotage` shows that the simulation sees what it is there to see; `ALIGHT_SABOTAGE_ALL=1` removes every sync of every
+//! workload in turn.
 
 mod damage;
 mod harness;

@@ -82,6 +82,16 @@ impl Scribe<'_> {
         Ok(())
     }
 
+    /// After a process died: commits that failed and did not reach the disk's cache never were. Their numbers are given
+    /// again.
+    pub(crate) fn forget_what_was_never_written(&self, recovered: &Store) {
+        let last = recovered.stat().expect("a store that was just opened has its files").last_commit as usize;
+        let mut threads = self.asked.threads.lock();
+        let commits = threads.entry(self.thread).or_default();
+        assert!(last <= commits.len() && commits.len() <= last + 1, "one commit was under way");
+        commits.truncate(last);
+    }
+
     /// Everything so far is durable: a sync, or a close, returned.
     pub(crate) fn all_durable(&self) {
         let n = self.asked.threads.lock().get(&self.thread).map_or(0, |commits| commits.len() as u64);

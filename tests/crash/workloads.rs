@@ -1,10 +1,10 @@
 //! What a store is put through while the power may fail. Each is small: a cut at every call, times every state of the
 //! disk, makes many out of few.
 
-use alight::storage::sim::SimStorage;
+use alight::storage::sim::{Event, Fault, FaultKind, SimStorage};
 use alight::{Durability, Store};
 
-use crate::harness::{Run, expect_sound, record};
+use crate::harness::{Look, Run, expect_sound, look, record};
 use crate::oracle::{Asked, Commit, Mark, PATH, Scribe, tiny};
 
 /// Bytes that look random, different for every seed and length.
@@ -58,6 +58,20 @@ pub(crate) fn overwrites_and_deletes() -> Run {
         let store = create(sim);
         let commits =
             (0..10u64).map(|n| if n % 4 == 3 { vec![delete("k")] } else { vec![put("k", n, 100 + n as usize)] });
+        commit_all(&scribe(sim, asked), &store, commits.collect());
+        store.abandon();
+    })
+}
+
+/// Keys so long that one holds a whole sector of its frame: a torn frame may lack the middle of a key and nothing else.
+pub(crate) fn long_keys() -> Run {
+    record("long_keys", false, |sim, asked| {
+        let store = create(sim);
+        let long = |n: u64, i: u64| format!("{n}-{i}-{}", "k".repeat(1000));
+        let commits = (0..8u64).map(|n| {
+            let few = (0..1 + n % 2).map(|i| put(long(n, i), n * 2 + i, 100)).collect::<Commit>();
+            if n == 5 { vec![delete(long(4, 0))] } else { few }
+        });
         commit_all(&scribe(sim, asked), &store, commits.collect());
         store.abandon();
     })
@@ -187,6 +201,63 @@ pub(crate) fn killed_and_reopened() -> Run {
     })
 }
 
+/// A process dies with commits unsynced in several segments; the next one goes on in one of them alone.
+pub(crate) fn killed_with_news_in_several_segments() -> Run {
+    record("killed_with_news_in_several_segments", false, |sim, asked| {
+        let mut store = create(sim);
+        let scribe = scribe(sim, asked);
+        for round in 0..3u64 {
+            for (n, len) in [300, 9000, 20_000, 400].into_iter().enumerate() {
+                let key = format!("k{}", (round + n as u64) % 5);
+                scribe.commit(&store, vec![put(key, round * 4 + n as u64, len)], Durability::Eventual).unwrap();
+            }
+            store.abandon();
+            store = tiny(sim).open(PATH).unwrap();
+            scribe.commit(&store, vec![put("last", 99 + round, 500)], Durability::Immediate).unwrap();
+        }
+        store.abandon();
+    })
+}
+
+/// A process dies at its call number `kill_at`, wherever that is: while it commits, makes a segment, writes the index out.
+/// The disk's cache goes on, and so does another process.
+pub(crate) fn killed_at(kill_at: u64) -> Run {
+    record("killed_at", false, |sim, asked| {
+        let store = create(sim);
+        let scribe = scribe(sim, asked);
+        // From that call on nothing has an effect, and none of it is noticed by anyone but the one who is dead.
+        sim.inject(Fault::new(FaultKind::Eio, kill_at).from_then_on());
+        for n in 0..22u64 {
+            let (len, durability) = match n % 8 {
+                3 => (9000, Durability::Eventual),
+                5 => (300, Durability::Eventual),
+                6 => (17_000, Durability::Immediate),
+                _ => (700, Durability::Immediate),
+            };
+            let commit = (0..2).map(|i| put(format!("k{}", (n * 3 + i) % 14), n * 2 + i, len / 2)).collect();
+            if scribe.commit(&store, commit, durability).is_err() {
+                break;
+            }
+        }
+        store.abandon();
+        sim.clear_faults();
+        sim.note("another process");
+        let store = tiny(sim).open(PATH).unwrap();
+        scribe.forget_what_was_never_written(&store);
+        for n in 30..39u64 {
+            scribe.commit(&store, vec![put(format!("k{}", n % 14), n, 400)], Durability::Immediate).unwrap();
+        }
+        store.abandon();
+    })
+}
+
+/// How many calls [`killed_at`] makes of its disk before it would die of itself.
+pub(crate) fn calls_to_be_killed_at() -> u64 {
+    let run = killed_at(u64::MAX);
+    let before = run.trace.events().take_while(|event| !matches!(event, Event::Note(_)));
+    before.filter(|event| matches!(event, Event::Call(_))).count() as u64
+}
+
 pub(crate) fn recovered_from_a_torn_tail() -> Run {
     // A disk on which an earlier crash lost the first of three commits, and kept the others. Fewer keys than the overlay
     // holds, or a flush would have synced them.
@@ -245,6 +316,9 @@ pub(crate) fn group_commit() -> Run {
 
 macro_rules! sound {
     ($($name:ident),* $(,)?) => {
+        /// Every workload.
+        pub(crate) const ALL: &[fn() -> Run] = &[$($name),*];
+
         $(
             mod $name {
                 #[test]
@@ -259,6 +333,7 @@ macro_rules! sound {
 sound!(
     single_puts,
     overwrites_and_deletes,
+    long_keys,
     batches_with_deletes,
     large_values,
     segment_roll,
@@ -268,6 +343,22 @@ sound!(
     eventual_and_large_mixed,
     close_and_reopen,
     killed_and_reopened,
+    killed_with_news_in_several_segments,
     recovered_from_a_torn_tail,
     group_commit,
 );
+
+#[test]
+fn a_process_killed_at_any_call_leaves_a_store_that_survives_power_cuts() {
+    let step = if std::env::var_os("ALIGHT_CRASH_RANDOM").is_some() { 1 } else { 3 };
+    let calls = calls_to_be_killed_at();
+    let mut states = 0;
+    for kill_at in (0..calls).step_by(step) {
+        let tally = look(&killed_at(kill_at), &Look::quick());
+        states += tally.states;
+        if let Some(violation) = tally.violation {
+            panic!("killed at call {kill_at}: {violation}");
+        }
+    }
+    println!("killed at every call of {calls} by steps of {step}: {states} states");
+}

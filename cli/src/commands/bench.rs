@@ -55,7 +55,9 @@ pub(crate) fn run(args: &BenchArgs, output: &Output) -> Result<(), Failure> {
     if let Some(free) = free_bytes(&args.folder).filter(|&free| free < needed) {
         let (needed, free) = (units::bytes(needed), units::bytes(free));
         let message = format!("{} has {free} free; the measurements take {needed}", args.folder.display());
-        return Err(Failure::other("no_space", message).with_remedy("use --quick, or a folder on another disk"));
+        let remedy =
+            if args.quick { "use a folder on another disk" } else { "use --quick, or a folder on another disk" };
+        return Err(Failure::other("no_space", message).with_remedy(remedy));
     }
     let folder = tempfile::Builder::new().prefix("alight-bench-").tempdir_in(&args.folder);
     let folder = folder.map_err(|error| Failure::io("make a folder in", &args.folder, error))?;

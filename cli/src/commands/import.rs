@@ -8,12 +8,12 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use alight::limits::KEY_BYTES_MAX;
+use alight::limits::{ENTRIES_PER_COMMIT_MAX, KEY_BYTES_MAX};
 use alight::{Store, TensorRef};
 use clap::Args;
 use serde::Serialize;
 
-use super::open_or_create;
+use super::{close_committed, open_or_create};
 use crate::failure::Failure;
 use crate::output::{Output, Report};
 use crate::progress::Progress;
@@ -21,6 +21,9 @@ use crate::safetensors::read::{Listed, SafetensorsFile};
 use crate::safetensors::{METADATA_ATTRIBUTE, METADATA_NAME};
 use crate::source::FileSource;
 use crate::units;
+
+/// The tensors in one commit at most where an import may be split: a commit takes some hundred bytes of memory for each.
+const BATCH_TENSORS_MAX: usize = 64 << 10;
 
 /// Arguments of `alight import`.
 #[derive(Debug, Args)]
@@ -68,13 +71,20 @@ pub(crate) fn run(args: &ImportArgs, output: &Output) -> Result<(), Failure> {
     let files = args.files.iter().map(|path| SafetensorsFile::open(path)).collect::<Result<Vec<_>, _>>()?;
     let planned = plan(&files, &args.prefix)?;
     let metadata = merge_metadata(&files)?;
+    if args.batch_bytes.is_none() && planned.len() >= ENTRIES_PER_COMMIT_MAX {
+        let tensors = units::count(planned.len() as u64, "tensor");
+        let failure = Failure::other("limit_exceeded", format!("{tensors} are more than one commit can hold"));
+        return Err(
+            failure.with_remedy("split the import into several commits with --batch-bytes. Nothing was imported")
+        );
+    }
     let bytes = planned.iter().map(|planned| planned.listed.len_bytes).sum();
 
     let began = Instant::now();
     let (store, created) = open_or_create(&args.store)?;
     let progress = Progress::bytes(output, "importing", bytes);
     let commits = put_all(&store, args, &files, &planned, metadata.as_ref(), &progress)?;
-    store.close()?;
+    close_committed(store)?;
     drop(progress);
     let time = began.elapsed();
     output.confirm(&Imported {
@@ -160,29 +170,25 @@ fn put_all(
     }
     let mut commits = 0;
     for Planned { key, listed, file } in planned {
-        let full = |bytes_max| batch.payload_bytes() + listed.len_bytes > bytes_max;
+        let full = |bytes_max| batch.payload_bytes() + listed.len_bytes > bytes_max || batch.len() >= BATCH_TENSORS_MAX;
         if !batch.is_empty() && args.batch_bytes.is_some_and(full) {
             let batch = std::mem::replace(&mut batch, store.batch());
-            batch.commit().map_err(|error| cut_short(error, commits, args))?;
+            batch.commit().map_err(|error| cut_short(error, commits))?;
             commits += 1;
         }
         let value = TensorRef::from_reader(listed.dtype, &listed.shape, &sources[*file], listed.offset)?;
-        batch.put(key, value).map_err(|error| cut_short(error, commits, args))?;
+        batch.put(key, value).map_err(|error| cut_short(error, commits))?;
     }
     if !batch.is_empty() {
-        batch.commit().map_err(|error| cut_short(error, commits, args))?;
+        batch.commit().map_err(|error| cut_short(error, commits))?;
         commits += 1;
     }
     Ok(commits)
 }
 
 /// What the failure of one commit means for the import as a whole.
-fn cut_short(error: alight::Error, commits: u64, args: &ImportArgs) -> Failure {
-    let too_large = matches!(error, alight::Error::LimitExceeded { .. });
+fn cut_short(error: alight::Error, commits: u64) -> Failure {
     let failure = Failure::from(error);
-    if too_large && args.batch_bytes.is_none() {
-        return failure.with_remedy("split the import into several commits with --batch-bytes. Nothing was imported");
-    }
     let kept = match commits {
         0 => "Nothing was imported".to_owned(),
         commits => format!("{} made before it stay", units::count(commits, "commit")),

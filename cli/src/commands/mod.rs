@@ -58,6 +58,15 @@ fn open_or_create(path: &Path) -> Result<(Store, bool), Failure> {
     }
 }
 
+/// Closes a store whose changes were all committed: what fails now has not undone them.
+fn close_committed(store: Store) -> Result<(), Failure> {
+    store.close().map_err(|error| {
+        let failure = Failure::from(error);
+        let remedy = failure.remedy().map_or_else(String::new, |remedy| format!("{remedy}. "));
+        failure.with_remedy(remedy + "Everything was committed before and is durable; the next open finds it")
+    })
+}
+
 /// Whether there is no store because nothing is at the path, or nothing of a store.
 fn is_absent(error: &Error) -> bool {
     match error {

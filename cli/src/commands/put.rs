@@ -10,7 +10,7 @@ use alight::{Dtype, TensorRef};
 use clap::Args;
 use serde::Serialize;
 
-use super::{key_bytes, open_or_create};
+use super::{close_committed, key_bytes, open_or_create};
 use crate::failure::Failure;
 use crate::output::{JsonKey, Output, Report, plain_key};
 use crate::progress::Progress;
@@ -86,7 +86,7 @@ pub(crate) fn run(args: PutArgs, output: &Output) -> Result<(), Failure> {
     let began = Instant::now();
     let (store, created) = open_or_create(&args.store)?;
     store.put(&key, value)?;
-    store.close()?;
+    close_committed(store)?;
     let time = began.elapsed();
     drop(progress);
     output.confirm(&Put {

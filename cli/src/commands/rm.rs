@@ -8,7 +8,7 @@ use alight::DisplayKey;
 use clap::Args;
 use serde::Serialize;
 
-use super::{key_bytes, open_to_write};
+use super::{close_committed, key_bytes, open_to_write};
 use crate::failure::Failure;
 use crate::output::{Output, Report};
 use crate::units;
@@ -49,7 +49,9 @@ pub(crate) fn run(args: RmArgs, output: &Output) -> Result<(), Failure> {
             for info in store.scan(prefix) {
                 let info = info?;
                 bytes += info.len_bytes;
-                batch.delete(&info.key)?;
+                batch.delete(&info.key).map_err(|error| {
+                    Failure::from(error).with_remedy("delete them in parts, with longer prefixes. Nothing was deleted")
+                })?;
             }
             if batch.is_empty() {
                 let failure =
@@ -73,7 +75,7 @@ pub(crate) fn run(args: RmArgs, output: &Output) -> Result<(), Failure> {
     }
     let deleted = batch.len() as u64;
     batch.commit()?;
-    store.close()?;
+    close_committed(store)?;
     output.confirm(&Removed { command: "rm", deleted, bytes })
 }
 

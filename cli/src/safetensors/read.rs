@@ -4,6 +4,7 @@
 //! - A file that passes has tensors that lie back to back from the first byte after the header to the end of the file,
 //!   each as long as its dtype and shape make it. Anything else is refused, naming what is wrong.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
@@ -49,9 +50,12 @@ impl SafetensorsFile {
             let failure = Failure::other("not_safetensors", format!("{} is not a regular file", path.display()));
             return Err(failure.with_remedy("name a safetensors file on disk; it is read out of order"));
         }
-        let header = read_header(path, &mut file, facts.len())?;
-        let data_start = 8 + header.len() as u64;
-        let (tensors, metadata) = judge(&header, data_start, facts.len()).map_err(|wrong| wrong.into_failure(path))?;
+        let text = read_header(path, &mut file, facts.len())?;
+        let data_start = 8 + text.len() as u64;
+        let header = parse(&text).map_err(|wrong| wrong.into_failure(path))?;
+        // Not needed any more, and of a hundred thousand tensors it is large.
+        drop(text);
+        let (tensors, metadata) = judge(header, data_start, facts.len()).map_err(|wrong| wrong.into_failure(path))?;
         Ok(Self { path: path.to_owned(), file, tensors, metadata })
     }
 }
@@ -128,10 +132,13 @@ impl Wrong {
 
 type Judged = (Vec<Listed>, Option<BTreeMap<String, String>>);
 
-/// Parses a header and checks it against the file's length.
-fn judge(header: &[u8], data_start: u64, file_bytes: u64) -> Result<Judged, Wrong> {
-    let header: Header = serde_json::from_slice(header)
-        .map_err(|error| Wrong::foreign(format!("its header is not what it should be: {error}")))?;
+fn parse(text: &[u8]) -> Result<Header, Wrong> {
+    serde_json::from_slice(text)
+        .map_err(|error| Wrong::foreign(format!("its header is not what it should be: {error}")))
+}
+
+/// Checks a header against itself and the file's length.
+fn judge(header: Header, data_start: u64, file_bytes: u64) -> Result<Judged, Wrong> {
     let data_bytes = file_bytes - data_start;
     let mut tensors = header.tensors;
     tensors.sort_by(|a, b| (a.1.data_offsets, &a.0).cmp(&(b.1.data_offsets, &b.0)));
@@ -139,7 +146,10 @@ fn judge(header: &[u8], data_start: u64, file_bytes: u64) -> Result<Judged, Wron
     let mut end = 0;
     for (name, info) in tensors {
         let (from, to) = info.data_offsets;
-        let dtype = Dtype::from_name(&info.dtype).ok_or_else(|| Wrong::unknown_dtype(&name, &info.dtype))?;
+        let dtype = match info.dtype {
+            UntrustedDtype::Known(dtype) => dtype,
+            UntrustedDtype::Unknown(dtype) => return Err(Wrong::unknown_dtype(&name, &dtype)),
+        };
         if to < from {
             return Err(Wrong::damaged(format!("tensor {name:?} ends before it begins ({from}..{to})")));
         }
@@ -177,9 +187,23 @@ struct Header {
 
 #[derive(Deserialize)]
 struct UntrustedInfo {
-    dtype: String,
+    dtype: UntrustedDtype,
     shape: Vec<u64>,
     data_offsets: (u64, u64),
+}
+
+/// A dtype's name, looked up while it is read.
+#[derive(Deserialize)]
+#[serde(from = "Cow<'_, str>")]
+enum UntrustedDtype {
+    Known(Dtype),
+    Unknown(String),
+}
+
+impl From<Cow<'_, str>> for UntrustedDtype {
+    fn from(name: Cow<'_, str>) -> Self {
+        Dtype::from_name(&name).map_or_else(|| Self::Unknown(name.into_owned()), Self::Known)
+    }
 }
 
 impl<'de> Deserialize<'de> for Header {
@@ -223,7 +247,7 @@ mod tests {
     use super::*;
 
     fn judged(header: &str, data_bytes: u64) -> Result<Judged, String> {
-        judge(header.as_bytes(), 100, 100 + data_bytes).map_err(|wrong| wrong.what)
+        parse(header.as_bytes()).and_then(|header| judge(header, 100, 100 + data_bytes)).map_err(|wrong| wrong.what)
     }
 
     #[test]

@@ -1,54 +1,91 @@
-//! A data block: some neighbouring entries, and the range of keys that is theirs.
+//! A data block: some neighbouring entries, and the range of keys that is theirs. Every block is [`BLOCK_BYTES`] long.
 //!
 //! ```text
-//! block = [ crc, 4 ][ length, 2 ][ count, 2 ][ prefix length, 2 ][ lower length, 2 ][ upper length, 2 ][ used, 2 ]
-//!         [ where each entry begins, 2 each ][ prefix ][ lower ][ upper ][ entry ]… [ zeros ]
+//! block = [ crc, 4 ][ entries, 2 ][ prefix length, 2 ][ lower shared, 2 ][ lower rest, 2 ][ upper shared, 2 ][ upper rest, 2 ]
+//!         [ directory end, 2 ][ used, 2 ]
+//!         [ group ]… = [ crc, 4 ][ end, 2 ][ separator end, 2 ]
+//!         [ prefix ][ rest of lower ][ rest of upper ][ rest of each group's separator ]
+//!         [ entry ]… [ zeros ]
+//! entry = [ length of suffix, LEB128 ][ length of what follows the key, LEB128 ][ suffix ][ what follows the key ]
 //! ```
-//! The checksum covers everything after it. `prefix` is what all keys of the block begin with; the entries hold the rest of
-//! each key. `used` is where the entries end.
+//! `prefix` is what all keys of the block begin with; a suffix is the rest of a key. `lower` is the first "shared" bytes of
+//! the prefix and then its rest, and so is `upper`. Each eight entries are a group, the last one of fewer. A group's entries
+//! lie up to its `end`, from the block's start; the first group's begin at `directory end`. A group's separator is above all
+//! keys before the group and not above the group's first key; it begins with the prefix, and its rest lies up to `separator
+//! end`, from the first separator's start. The first group's is empty.
+//!
+//! The block's checksum ([sealed](super::seal)) covers everything from byte 4 to `directory end`; a group's checksum, a plain
+//! CRC-32, covers its entries. So a lookup
+//! reads and verifies the directory and one group, which is a tenth of the block.
 //!
 //! # Invariants
 //! - Every key `k` of the block has `lower <= k < upper`. The first block of a run has an empty `lower`, the last has no
-//!   `upper` (length 0xffff); each other block's `upper` is the next one's `lower`.
+//!   `upper` (its rest's length is 0xffff); each other block's `upper` is the next one's `lower`.
 //! - So a key outside a block's range was led there wrongly, and a key inside it that is not in the block is in no block.
+//! - The checksum of each group lies under the block's own: entries that were right elsewhere are not right here.
 
-use super::entry::{IndexEntry, REST_BYTES_MAX};
-use super::{common_prefix, damaged, u16_at};
+use std::cmp::Ordering;
+
+use super::entry::{IndexEntry, REST_BYTES_MAX, put_number, take_number};
+use super::seal::Seal;
+use super::{common_prefix, damaged};
 use crate::checksum::crc32;
 use crate::error::FormatError;
 use crate::layout::{Field, tiles};
 use crate::limits::KEY_BYTES_MAX;
 
-/// The length that a builder gives a block, unless one entry alone needs more. Half a page: a lookup in a run that no cache
-/// holds costs about what fetching the block from memory costs (`examples/lookup.rs` measures it).
-pub(super) const BLOCK_BYTES_TARGET: usize = 2048;
+/// The length of every block.
+pub(super) const BLOCK_BYTES: usize = 4096;
 
-/// Blocks are multiples of this.
-pub(super) const BLOCK_BYTES_MIN: u64 = 1024;
-
-/// No block is longer. Enough for the largest entry with the largest range, as asserted below.
-pub(super) const BLOCK_BYTES_MAX: usize = 4096;
+/// The entries of every group but a block's last.
+pub(super) const GROUP_ENTRIES: usize = 8;
 
 const CRC: Field<4> = Field::at(0);
-const LENGTH: Field<2> = Field::at(4);
-const COUNT: Field<2> = Field::at(6);
-const PREFIX_LEN: Field<2> = Field::at(8);
-const LOWER_LEN: Field<2> = Field::at(10);
-const UPPER_LEN: Field<2> = Field::at(12);
-const USED: Field<2> = Field::at(14);
-const HEAD_BYTES: usize = 16;
+const COUNT: Field<2> = Field::at(4);
+const PREFIX_LEN: Field<2> = Field::at(6);
+const LOWER_SHARED: Field<2> = Field::at(8);
+const LOWER_REST: Field<2> = Field::at(10);
+const UPPER_SHARED: Field<2> = Field::at(12);
+const UPPER_REST: Field<2> = Field::at(14);
+const DIRECTORY_END: Field<2> = Field::at(16);
+const USED: Field<2> = Field::at(18);
+const HEAD_BYTES: usize = 20;
 
 const _: () = assert!(tiles(
-    &[CRC.span(), LENGTH.span(), COUNT.span(), PREFIX_LEN.span(), LOWER_LEN.span(), UPPER_LEN.span(), USED.span()],
+    &[
+        CRC.span(),
+        COUNT.span(),
+        PREFIX_LEN.span(),
+        LOWER_SHARED.span(),
+        LOWER_REST.span(),
+        UPPER_SHARED.span(),
+        UPPER_REST.span(),
+        DIRECTORY_END.span(),
+        USED.span(),
+    ],
     0,
     HEAD_BYTES
 ));
 
-/// The upper length of the last block.
+const GROUP_CRC: Field<4> = Field::at(0);
+const GROUP_END: Field<2> = Field::at(4);
+const GROUP_SEPARATOR_END: Field<2> = Field::at(6);
+const GROUP_BYTES: usize = 8;
+
+const _: () = assert!(tiles(&[GROUP_CRC.span(), GROUP_END.span(), GROUP_SEPARATOR_END.span()], 0, GROUP_BYTES));
+
+/// The length of the last block's rest of `upper`.
 const NO_UPPER: u16 = u16::MAX;
 
-/// One entry whose key, lower and upper have 1024 bytes each (the key as the prefix) fits a block.
-const _: () = assert!(HEAD_BYTES + 2 + 3 * KEY_BYTES_MAX + 2 + REST_BYTES_MAX <= BLOCK_BYTES_MAX);
+/// The longest encoding of a length in an entry.
+const LENGTH_BYTES_MAX: usize = 2;
+
+/// The largest entry fits an empty block: its key is the prefix, which its range shares.
+const _: () = assert!(
+    HEAD_BYTES + GROUP_BYTES + KEY_BYTES_MAX + 1 + 2 * LENGTH_BYTES_MAX + REST_BYTES_MAX <= BLOCK_BYTES
+        && KEY_BYTES_MAX < 1 << (7 * LENGTH_BYTES_MAX)
+        && REST_BYTES_MAX < 1 << (7 * LENGTH_BYTES_MAX)
+);
 
 fn as_u16(value: usize) -> u16 {
     u16::try_from(value).expect("lengths in a block are below its limit")
@@ -57,7 +94,7 @@ fn as_u16(value: usize) -> u16 {
 /// A block being filled.
 #[derive(Default)]
 pub(super) struct BlockBuilder {
-    /// Where the block's range begins.
+    /// Where the block's range begins: nothing, or what the first key begins with.
     lower: Vec<u8>,
     /// The keys, end to end.
     keys: Vec<u8>,
@@ -67,6 +104,13 @@ pub(super) struct BlockBuilder {
     ends: Vec<(usize, usize)>,
     /// The bytes that all keys begin with.
     prefix_len: usize,
+    /// The bytes of all groups' separators.
+    separators_len: usize,
+}
+
+/// The bytes of a separator, or a bound, that are not in the prefix.
+fn rest_len(len: usize, prefix_len: usize) -> usize {
+    len.saturating_sub(prefix_len)
 }
 
 impl BlockBuilder {
@@ -79,202 +123,321 @@ impl BlockBuilder {
     }
 
     pub(super) fn last_key(&self) -> &[u8] {
-        let start = self.ends.iter().rev().nth(1).map_or(0, |(key_end, _)| *key_end);
-        &self.keys[start..]
+        self.ends.len().checked_sub(1).map_or(&[], |last| self.key(last))
     }
 
-    fn first_key(&self) -> &[u8] {
-        &self.keys[..self.ends.first().map_or(0, |(key_end, _)| *key_end)]
+    fn key(&self, index: usize) -> &[u8] {
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before].0);
+        &self.keys[start..self.ends[index].0]
+    }
+
+    fn rest(&self, index: usize) -> &[u8] {
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before].1);
+        &self.rests[start..self.ends[index].1]
     }
 
     /// Adds an entry, unless the block is full; then it is left as it was, and the answer is false. An empty block takes any
     /// entry.
     pub(super) fn try_push(&mut self, key: &[u8], rest: &[u8]) -> bool {
-        let prefix_len =
-            if self.is_empty() { key.len() } else { common_prefix(&self.first_key()[..self.prefix_len], key) };
         let count = self.ends.len() + 1;
-        let keys_len = self.keys.len() + key.len() - count * prefix_len;
-        // The next block's first key is not known yet, but what separates it from this key is at most one byte longer.
-        let upper_len_max = (key.len() + 1).min(KEY_BYTES_MAX);
-        let range_len = self.lower.len() + upper_len_max;
-        let len = HEAD_BYTES + 4 * count + prefix_len + range_len + keys_len + self.rests.len() + rest.len();
-        if len > BLOCK_BYTES_TARGET && !self.is_empty() {
+        let groups = count.div_ceil(GROUP_ENTRIES);
+        let (prefix_len, separator_len) = if self.is_empty() {
+            (key.len(), 0)
+        } else {
+            let begins_group = (count - 1).is_multiple_of(GROUP_ENTRIES);
+            let separator_len = if begins_group { common_prefix(self.last_key(), key) + 1 } else { 0 };
+            (common_prefix(&self.key(0)[..self.prefix_len], key), separator_len)
+        };
+        // The next block's first key is not known yet, but what separates it from this key is at most one byte longer, and
+        // has one byte of its own at least.
+        let upper_rest_max = rest_len(key.len() + 1, prefix_len).max(1);
+        let directory_len = HEAD_BYTES
+            + GROUP_BYTES * groups
+            + prefix_len
+            + rest_len(self.lower.len(), prefix_len)
+            + upper_rest_max
+            + (self.separators_len + separator_len)
+            - (groups - 1) * prefix_len;
+        let entries_len = 2 * LENGTH_BYTES_MAX * count + self.keys.len() + key.len() - count * prefix_len
+            + self.rests.len()
+            + rest.len();
+        if directory_len + entries_len > BLOCK_BYTES && !self.is_empty() {
             return false;
         }
         self.prefix_len = prefix_len;
+        self.separators_len += separator_len;
         self.keys.extend_from_slice(key);
         self.rests.extend_from_slice(rest);
         self.ends.push((self.keys.len(), self.rests.len()));
         true
     }
 
-    /// Appends the block to `out`, returns its length, and begins the next block, whose range begins where this one's ends.
-    pub(super) fn finish(&mut self, upper: Option<&[u8]>, out: &mut Vec<u8>) -> usize {
+    /// Appends the block, which will lie at `at`, to `out`, and begins the next block, whose range begins where this one's
+    /// ends.
+    pub(super) fn finish(&mut self, upper: Option<&[u8]>, seal: Seal, at: u64, out: &mut Vec<u8>) {
+        let count = self.ends.len();
+        let groups = count.div_ceil(GROUP_ENTRIES);
+        let prefix = &self.key(0)[..self.prefix_len];
+        let lower_shared = common_prefix(prefix, &self.lower);
+        let lower_rest = &self.lower[lower_shared..];
+        let upper_shared = upper.map_or(0, |upper| common_prefix(prefix, upper));
+        let upper_rest = upper.map(|upper| &upper[upper_shared..]);
+
         let start = out.len();
-        let prefix = &self.first_key()[..self.prefix_len];
-        let entries_at =
-            HEAD_BYTES + 2 * self.ends.len() + prefix.len() + self.lower.len() + upper.map_or(0, <[u8]>::len);
-        out.resize(start + HEAD_BYTES, 0);
-        let (mut key_start, mut rest_start, mut entry_at) = (0, 0, entries_at);
-        for (key_end, rest_end) in &self.ends {
-            out.extend_from_slice(&as_u16(entry_at).to_le_bytes());
-            entry_at += 2 + (key_end - key_start - prefix.len()) + (rest_end - rest_start);
-            (key_start, rest_start) = (*key_end, *rest_end);
-        }
-        let used = entry_at;
+        out.resize(start + HEAD_BYTES + GROUP_BYTES * groups, 0);
         out.extend_from_slice(prefix);
-        out.extend_from_slice(&self.lower);
-        out.extend_from_slice(upper.unwrap_or_default());
-        (key_start, rest_start) = (0, 0);
-        for (key_end, rest_end) in &self.ends {
-            let suffix = &self.keys[key_start + prefix.len()..*key_end];
-            out.extend_from_slice(&as_u16(suffix.len()).to_le_bytes());
-            out.extend_from_slice(suffix);
-            out.extend_from_slice(&self.rests[rest_start..*rest_end]);
-            (key_start, rest_start) = (*key_end, *rest_end);
+        out.extend_from_slice(lower_rest);
+        out.extend_from_slice(upper_rest.unwrap_or_default());
+        let separators_at = out.len();
+        for group in 0..groups {
+            if group > 0 {
+                let first = group * GROUP_ENTRIES;
+                let separator = super::separator(self.key(first - 1), self.key(first));
+                out.extend_from_slice(&separator[prefix.len()..]);
+            }
+            let separator_end = as_u16(out.len() - separators_at);
+            GROUP_SEPARATOR_END.write(&mut out[start + HEAD_BYTES + GROUP_BYTES * group..], separator_end);
         }
-        assert_eq!(out.len() - start, used, "a block is as long as it was counted");
-        let len = used.next_multiple_of(BLOCK_BYTES_MIN as usize);
-        assert!(len <= BLOCK_BYTES_MAX, "every block fits its limit");
-        out.resize(start + len, 0);
+        let directory_end = out.len() - start;
+        for group in 0..groups {
+            let group_at = out.len();
+            let first = group * GROUP_ENTRIES;
+            for index in first..count.min(first + GROUP_ENTRIES) {
+                let (suffix, rest) = (&self.key(index)[prefix.len()..], self.rest(index));
+                put_number(out, suffix.len() as u64);
+                put_number(out, rest.len() as u64);
+                out.extend_from_slice(suffix);
+                out.extend_from_slice(rest);
+            }
+            let crc = crc32(&out[group_at..]);
+            let end = as_u16(out.len() - start);
+            let head = &mut out[start + HEAD_BYTES + GROUP_BYTES * group..];
+            GROUP_CRC.write(head, crc);
+            GROUP_END.write(head, end);
+        }
+        let used = out.len() - start;
+        assert!(used <= BLOCK_BYTES, "a block's entries were counted before they were let in");
+        out.resize(start + BLOCK_BYTES, 0);
 
         let block = &mut out[start..];
-        LENGTH.write(block, as_u16(len));
-        COUNT.write(block, as_u16(self.ends.len()));
+        COUNT.write(block, as_u16(count));
         PREFIX_LEN.write(block, as_u16(prefix.len()));
-        LOWER_LEN.write(block, as_u16(self.lower.len()));
-        UPPER_LEN.write(block, upper.map_or(NO_UPPER, |upper| as_u16(upper.len())));
+        LOWER_SHARED.write(block, as_u16(lower_shared));
+        LOWER_REST.write(block, as_u16(lower_rest.len()));
+        UPPER_SHARED.write(block, as_u16(upper_shared));
+        UPPER_REST.write(block, upper_rest.map_or(NO_UPPER, |rest| as_u16(rest.len())));
+        DIRECTORY_END.write(block, as_u16(directory_end));
         USED.write(block, as_u16(used));
-        let crc = crc32(&block[CRC.span().1..]);
+        let crc = seal.crc(at, &block[CRC.span().1..directory_end]);
         CRC.write(block, crc);
 
         *self = Self { lower: upper.unwrap_or_default().to_vec(), ..Self::default() };
-        len
     }
 }
 
-/// A block whose checksum holds, and where in the file it lies.
+/// Where a block's range begins or ends: what it shares with the prefix, and the rest.
+#[derive(Clone, Copy)]
+pub(super) struct Edge<'b> {
+    shared: &'b [u8],
+    rest: &'b [u8],
+}
+
+impl Edge<'_> {
+    #[inline]
+    fn cmp(&self, key: &[u8]) -> Ordering {
+        match key.split_at_checked(self.shared.len()) {
+            Some((start, end)) => self.shared.cmp(start).then_with(|| self.rest.cmp(end)),
+            // The key is shorter than the shared part: less or greater within it, or the start of it and so less.
+            None => self.shared.cmp(key),
+        }
+    }
+
+    pub(super) fn to_vec(self) -> Vec<u8> {
+        [self.shared, self.rest].concat()
+    }
+}
+
+/// A block whose directory's checksum holds, and where in the file it lies.
 #[derive(Clone, Copy)]
 pub(super) struct Block<'b> {
-    bytes: &'b [u8],
+    bytes: &'b [u8; BLOCK_BYTES],
     at: u64,
     pub(super) count: usize,
-    pub(super) prefix: &'b [u8],
-    pub(super) lower: &'b [u8],
-    pub(super) upper: Option<&'b [u8]>,
-    used: usize,
+    groups: &'b [[u8; GROUP_BYTES]],
+    prefix: &'b [u8],
+    pub(super) lower: Edge<'b>,
+    pub(super) upper: Option<Edge<'b>>,
+    separators: &'b [u8],
+}
+
+/// The entries of a group whose checksum holds.
+#[derive(Clone, Copy)]
+struct Group<'b> {
+    entries: &'b [u8],
 }
 
 impl<'b> Block<'b> {
-    /// The block that `bytes` begin with, its checksum verified. `bytes` may go on after it.
+    /// The block that `bytes`, which lie at `at`, are; its directory's checksum verified.
     #[inline]
-    pub(super) fn decode(bytes: &'b [u8], at: u64) -> Result<Self, FormatError> {
-        let cut = damaged("an index block that is cut short", at);
-        if bytes.len() < HEAD_BYTES {
-            return Err(cut);
-        }
-        let len = usize::from(LENGTH.read(bytes));
-        if !(HEAD_BYTES..=BLOCK_BYTES_MAX).contains(&len) {
+    pub(super) fn decode(bytes: &'b [u8], seal: Seal, at: u64) -> Result<Self, FormatError> {
+        let bytes: &[u8; BLOCK_BYTES] =
+            bytes.try_into().map_err(|_| damaged("an index block that is cut short", at))?;
+        let directory_end = usize::from(DIRECTORY_END.read(bytes));
+        if !(HEAD_BYTES..=BLOCK_BYTES).contains(&directory_end) {
             return Err(damaged("an index block of impossible length", at));
         }
-        let bytes = bytes.get(..len).ok_or(cut)?;
-        if CRC.read(bytes) != crc32(&bytes[CRC.span().1..]) {
+        if CRC.read(bytes) != seal.crc(at, &bytes[CRC.span().1..directory_end]) {
             return Err(damaged("an index block with a wrong checksum", at));
         }
         Self::parse(bytes, at).ok_or_else(|| damaged("an index block that does not decode", at))
     }
 
-    /// The block again, once its checksum was verified.
+    /// The block again, once its directory's checksum was verified.
     #[inline]
     pub(super) fn again(bytes: &'b [u8], at: u64) -> Option<Self> {
-        let len = usize::from(u16_at(bytes, LENGTH.span().0)?);
-        Self::parse(bytes.get(..len)?, at)
+        Self::parse(bytes.try_into().ok()?, at)
     }
 
     #[inline]
-    fn parse(bytes: &'b [u8], at: u64) -> Option<Self> {
+    fn parse(bytes: &'b [u8; BLOCK_BYTES], at: u64) -> Option<Self> {
         let count = usize::from(COUNT.read(bytes));
-        let used = usize::from(USED.read(bytes));
-        let mut rest = bytes.get(..used)?.get(HEAD_BYTES + 2 * count..)?;
+        let directory = bytes.get(HEAD_BYTES..usize::from(DIRECTORY_END.read(bytes)))?;
+        let (groups, mut rest) = directory.split_at_checked(GROUP_BYTES * count.div_ceil(GROUP_ENTRIES))?;
         let mut take = |len: u16| {
             let (taken, left) = rest.split_at_checked(usize::from(len))?;
             rest = left;
             Some(taken)
         };
         let prefix = take(PREFIX_LEN.read(bytes))?;
-        let lower = take(LOWER_LEN.read(bytes))?;
-        let upper = match UPPER_LEN.read(bytes) {
+        let shared = |len: u16| prefix.get(..usize::from(len));
+        let lower = Edge { shared: shared(LOWER_SHARED.read(bytes))?, rest: take(LOWER_REST.read(bytes))? };
+        let upper = match UPPER_REST.read(bytes) {
             NO_UPPER => None,
-            len => Some(take(len)?),
+            len => Some(Edge { shared: shared(UPPER_SHARED.read(bytes))?, rest: take(len)? }),
         };
-        (count > 0).then_some(Self { bytes, at, count, prefix, lower, upper, used })
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len()
+        let groups = groups.as_chunks().0;
+        (count > 0).then_some(Self { bytes, at, count, groups, prefix, lower, upper, separators: rest })
     }
 
     /// Whether this key can only be in this block.
     #[inline]
     pub(super) fn owns(&self, key: &[u8]) -> bool {
-        self.lower <= key && self.upper.is_none_or(|upper| key < upper)
+        self.lower.cmp(key).is_le() && self.upper.is_none_or(|upper| upper.cmp(key).is_gt())
     }
 
     fn unreadable(&self) -> FormatError {
         damaged("an index block's entry that does not decode", self.at)
     }
 
-    /// The suffix of the entry's key, and the rest of the bytes up to the next entry.
     #[inline]
-    fn split(&self, index: usize) -> Option<(&'b [u8], &'b [u8])> {
-        let start = usize::from(u16_at(self.bytes, HEAD_BYTES + 2 * index)?);
-        let end = if index + 1 < self.count {
-            usize::from(u16_at(self.bytes, HEAD_BYTES + 2 * (index + 1))?)
-        } else {
-            self.used
-        };
-        let entry = self.bytes.get(start..end)?;
-        entry.get(2..)?.split_at_checked(usize::from(u16_at(entry, 0)?))
+    fn separator(&self, group: usize) -> Option<&'b [u8]> {
+        let start = group.checked_sub(1).map_or(0, |before| GROUP_SEPARATOR_END.read(&self.groups[before]));
+        self.separators.get(usize::from(start)..usize::from(GROUP_SEPARATOR_END.read(&self.groups[group])))
     }
 
-    /// How many of the block's keys are below `key`, and whether the next one equals it.
+    /// A group, its checksum verified.
     #[inline]
-    pub(super) fn search(&self, key: &[u8]) -> Result<(usize, bool), FormatError> {
-        let head = &key[..key.len().min(self.prefix.len())];
-        let suffix = match head.cmp(self.prefix) {
-            std::cmp::Ordering::Less => return Ok((0, false)),
-            std::cmp::Ordering::Greater => return Ok((self.count, false)),
-            std::cmp::Ordering::Equal => &key[head.len()..],
+    fn group(&self, group: usize) -> Result<Group<'b>, FormatError> {
+        let head = self.groups.get(group).ok_or_else(|| self.unreadable())?;
+        let start = match group.checked_sub(1) {
+            None => DIRECTORY_END.read(self.bytes),
+            Some(before) => GROUP_END.read(&self.groups[before]),
         };
-        let (mut low, mut high) = (0, self.count);
+        let entries = self.bytes.get(usize::from(start)..usize::from(GROUP_END.read(head)));
+        let entries = entries.ok_or_else(|| self.unreadable())?;
+        if crc32(entries) != GROUP_CRC.read(head) {
+            return Err(damaged("an index block's entries with a wrong checksum", self.at));
+        }
+        Ok(Group { entries })
+    }
+
+    /// How many of the block's keys are below `key`, and the entry of the next one if that equals it.
+    #[inline]
+    pub(super) fn search(&self, key: &[u8]) -> Result<(usize, Option<&'b [u8]>), FormatError> {
+        let start = &key[..key.len().min(self.prefix.len())];
+        let suffix = match start.cmp(self.prefix) {
+            Ordering::Less => return Ok((0, None)),
+            Ordering::Greater => return Ok((self.count, None)),
+            Ordering::Equal => &key[start.len()..],
+        };
+        let (mut low, mut high) = (1, self.groups.len());
         while low < high {
             let middle = low.midpoint(high);
-            let (found, _) = self.split(middle).ok_or_else(|| self.unreadable())?;
+            let separator = self.separator(middle).ok_or_else(|| self.unreadable())?;
+            if separator <= suffix { low = middle + 1 } else { high = middle }
+        }
+        let group = low - 1;
+        let mut entries = self.group(group)?;
+        let first = group * GROUP_ENTRIES;
+        for index in first..self.count.min(first + GROUP_ENTRIES) {
+            let (found, rest) = entries.next().ok_or_else(|| self.unreadable())?;
             match found.cmp(suffix) {
-                std::cmp::Ordering::Less => low = middle + 1,
-                std::cmp::Ordering::Greater => high = middle,
-                std::cmp::Ordering::Equal => return Ok((middle, true)),
+                Ordering::Less => {}
+                Ordering::Equal => return Ok((index, Some(rest))),
+                Ordering::Greater => return Ok((index, None)),
             }
         }
-        Ok((low, false))
+        Ok((self.count.min(first + GROUP_ENTRIES), None))
     }
 
-    /// The entry at this place.
-    #[inline]
-    pub(super) fn entry(&self, index: usize) -> Result<IndexEntry, FormatError> {
-        let (suffix, rest) = self.split(index).ok_or_else(|| self.unreadable())?;
+    /// Where the entry at this index begins in the block. Verifies the checksum of its group, and so of those that follow it
+    /// in the group.
+    pub(super) fn locate(&self, index: usize) -> Result<usize, FormatError> {
+        let mut group = self.group(index / GROUP_ENTRIES)?;
+        let end = usize::from(GROUP_END.read(&self.groups[index / GROUP_ENTRIES]));
+        for _ in 0..index % GROUP_ENTRIES {
+            group.next().ok_or_else(|| self.unreadable())?;
+        }
+        Ok(end - group.entries.len())
+    }
+
+    /// The entry at this index, and where the next one begins. `begin` is where this one does, as [`locate`](Self::locate) or
+    /// this gave it; a group's first entry is located anew, and its group verified.
+    pub(super) fn entry(&self, index: usize, begin: usize) -> Result<(IndexEntry, usize), FormatError> {
+        let begin = if index.is_multiple_of(GROUP_ENTRIES) { self.locate(index)? } else { begin };
+        let entries = self.groups.get(index / GROUP_ENTRIES).and_then(|group| {
+            let entries = self.bytes.get(begin..usize::from(GROUP_END.read(group)))?;
+            Some(Group { entries })
+        });
+        let mut entries = entries.ok_or_else(|| self.unreadable())?;
+        let (suffix, rest) = entries.next().ok_or_else(|| self.unreadable())?;
         let mut key = Vec::with_capacity(self.prefix.len() + suffix.len());
         key.extend_from_slice(self.prefix);
         key.extend_from_slice(suffix);
-        IndexEntry::decode(key, rest).map_err(|refusal| refusal.found_at(self.at))
+        let entry = IndexEntry::decode(key, rest).map_err(|refusal| refusal.found_at(self.at))?;
+        let end = usize::from(GROUP_END.read(&self.groups[index / GROUP_ENTRIES])) - entries.entries.len();
+        Ok((entry, end))
     }
 
-    /// Whether every byte that has no meaning is zero, and the entries lie end to end.
-    pub(super) fn is_canonical(&self) -> bool {
-        let entries_at = HEAD_BYTES + 2 * self.count + self.prefix.len() + self.lower.len();
-        let entries_at = entries_at + self.upper.map_or(0, <[u8]>::len);
-        u16_at(self.bytes, HEAD_BYTES).map(usize::from) == Some(entries_at)
-            && (self.bytes.len() as u64).is_multiple_of(BLOCK_BYTES_MIN)
-            && self.bytes[self.used..].iter().all(|byte| *byte == 0)
+    /// Whether every byte after the directory is an entry's, up to `used`, and zero from there on. Expects that every entry
+    /// was read, the last of each group up to `ends`, in order.
+    pub(super) fn is_filled(&self, ends: &[usize]) -> bool {
+        let right = ends.iter().zip(self.groups).all(|(end, group)| usize::from(GROUP_END.read(group)) == *end);
+        let used = usize::from(USED.read(self.bytes));
+        let separators_end = self.groups.last().map_or(0, |last| GROUP_SEPARATOR_END.read(last));
+        right
+            && ends.len() == self.groups.len()
+            && ends.last() == Some(&used)
+            && self.separators.len() == usize::from(separators_end)
+            && self.bytes.get(used..).is_some_and(|padding| padding.iter().all(|byte| *byte == 0))
+    }
+
+    /// The entry of a key that [`search`](Self::search) found.
+    #[inline]
+    pub(super) fn found(&self, key: &[u8], rest: &[u8]) -> Result<IndexEntry, FormatError> {
+        IndexEntry::decode(key.to_vec(), rest).map_err(|refusal| refusal.found_at(self.at))
+    }
+}
+
+impl<'b> Group<'b> {
+    /// The next entry: the suffix of its key, and what follows the key.
+    #[inline]
+    fn next(&mut self) -> Option<(&'b [u8], &'b [u8])> {
+        let suffix_len = usize::try_from(take_number(&mut self.entries)?).ok()?;
+        let rest_len = usize::try_from(take_number(&mut self.entries)?).ok()?;
+        let (suffix, rest) = self.entries.split_at_checked(suffix_len)?;
+        let (rest, entries) = rest.split_at_checked(rest_len)?;
+        self.entries = entries;
+        Some((suffix, rest))
     }
 }

@@ -6,11 +6,12 @@
 //! - Memory: the filter (10 bits for each entry expected), the fence leaves (about 20 bytes a block, which is under a byte an
 //!   entry), and one piece. Nothing else grows.
 
-use super::block::BlockBuilder;
+use super::block::{BLOCK_BYTES as RUN_BLOCK_BYTES, BlockBuilder};
 use super::entry::IndexEntry;
 use super::fences::{Fences, FencesBuilder};
 use super::filter::{FilterBuilder, LINE_BYTES, key_hash};
 use super::header::{RUN_HEADER_BYTES, RunHeader};
+use super::seal::Seal;
 use super::separator;
 use crate::error::{FormatError, require};
 use crate::ids::{RunId, Seq, StoreId};
@@ -68,6 +69,7 @@ pub struct FinishedRun {
 pub struct RunBuilder<S> {
     store: StoreId,
     run: RunId,
+    seal: Seal,
     sink: S,
     /// Bytes not yet given to the sink.
     pending: Vec<u8>,
@@ -100,6 +102,7 @@ where
         Self {
             store,
             run,
+            seal: Seal::new(store, run),
             sink,
             pending: Vec::new(),
             cursor: RunHeader::BLOCKS_OFFSET,
@@ -144,7 +147,7 @@ where
 
         let filter_offset = self.cursor;
         let filter_lines = self.filter.line_count();
-        let lines = std::mem::replace(&mut self.filter, FilterBuilder::new(0)).finish();
+        let lines = std::mem::replace(&mut self.filter, FilterBuilder::new(0)).finish(self.seal, filter_offset);
         for lines in lines.chunks(PIECE_BYTES / LINE_BYTES) {
             self.write(lines.as_flattened())?;
         }
@@ -152,7 +155,7 @@ where
         self.pad()?;
 
         let fences_offset = self.cursor;
-        let Fences { bytes, root_bytes, height } = std::mem::take(&mut self.fences).finish(fences_offset);
+        let Fences { bytes, root_bytes, height } = std::mem::take(&mut self.fences).finish(self.seal, fences_offset);
         for bytes in bytes.chunks(PIECE_BYTES) {
             self.write(bytes)?;
         }
@@ -178,16 +181,16 @@ where
             file_bytes: self.cursor,
         };
         let header = Box::new(header.encode());
-        let header_crc = RunHeader::digest_of(&header);
+        let header_crc = RunHeader::digest_of(&header[..]);
         let record = RunRecord { id: self.run, entries: self.entries, bytes: self.cursor, header_crc };
         Ok(FinishedRun { header, record, min_seq: self.min_seq, max_seq: self.max_seq })
     }
 
     fn close_block(&mut self, upper: Option<&[u8]>) -> Result<(), E> {
         let lower = self.block.lower().to_vec();
-        let len = self.block.finish(upper, &mut self.pending);
-        self.fences.push(&lower, self.cursor, len);
-        self.cursor += len as u64;
+        self.block.finish(upper, self.seal, self.cursor, &mut self.pending);
+        self.fences.push(&lower, self.cursor, RUN_BLOCK_BYTES);
+        self.cursor += RUN_BLOCK_BYTES as u64;
         self.drain()
     }
 

@@ -151,7 +151,7 @@ impl IndexEntry {
     }
 }
 
-fn put_number(out: &mut Vec<u8>, mut number: u64) {
+pub(super) fn put_number(out: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         out.push((number & 0x7f) as u8 | 0x80);
         number >>= 7;
@@ -160,7 +160,13 @@ fn put_number(out: &mut Vec<u8>, mut number: u64) {
 }
 
 /// Reads a LEB128 number; only the shortest form of a number is one.
-fn take_number(bytes: &mut &[u8]) -> Option<u64> {
+#[inline]
+pub(super) fn take_number(bytes: &mut &[u8]) -> Option<u64> {
+    // Most numbers are small.
+    if let [byte @ ..0x80, left @ ..] = *bytes {
+        *bytes = left;
+        return Some(u64::from(*byte));
+    }
     let mut number = 0u64;
     for place in 0..NUMBER_BYTES_MAX {
         let [byte] = take::<1>(bytes)?;

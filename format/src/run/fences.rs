@@ -17,8 +17,8 @@
 
 use std::cmp::Ordering;
 
+use super::seal::Seal;
 use super::{common_prefix, damaged, u16_at};
-use crate::checksum::crc32;
 use crate::error::FormatError;
 use crate::layout::{Field, tiles};
 use crate::limits::KEY_BYTES_MAX;
@@ -128,7 +128,7 @@ impl NodeBuilder {
         starts.zip(&self.ends).map(|(start, end)| &self.separators[start + self.prefix_len..*end])
     }
 
-    /// Appends the node to `out` and returns its length.
+    /// Appends the node, without its checksum, to `out` and returns its length.
     fn finish(&self, level: u16, out: &mut Vec<u8>) -> usize {
         let as_u16 = |value| u16::try_from(value).expect("lengths in a node are below its limit");
         let start = out.len();
@@ -154,8 +154,6 @@ impl NodeBuilder {
         LEVEL.write(node, level);
         USED.write(node, as_u16(used));
         BASE.write(node, self.base);
-        let crc = crc32(&node[CRC.span().1..]);
-        CRC.write(node, crc);
         len
     }
 }
@@ -177,6 +175,17 @@ impl Level {
             self.close(level);
         }
         self.open = Some(NodeBuilder::new(lower, base, child_bytes));
+    }
+
+    /// Writes the checksums of all nodes, the first of which will lie at `at`.
+    fn seal(&mut self, seal: Seal, mut at: u64) {
+        let mut rest = self.bytes.as_mut_slice();
+        for (_, len) in &self.nodes {
+            let (node, after) = rest.split_at_mut(*len as usize);
+            let crc = seal.crc(at, &node[CRC.span().1..]);
+            CRC.write(node, crc);
+            (rest, at) = (after, at + len);
+        }
     }
 
     fn close(&mut self, level: u16) {
@@ -207,8 +216,9 @@ impl FencesBuilder {
     }
 
     /// The nodes of all levels, to be written from `at` on.
-    pub(super) fn finish(mut self, at: u64) -> Fences {
+    pub(super) fn finish(mut self, seal: Seal, at: u64) -> Fences {
         self.leaves.close(0);
+        self.leaves.seal(seal, at);
         let Level { mut bytes, mut nodes, .. } = self.leaves;
         let mut height = u32::from(!nodes.is_empty());
         let mut level_at = at;
@@ -222,6 +232,7 @@ impl FencesBuilder {
             }
             above.close(level);
             level_at = child_at;
+            above.seal(seal, level_at);
             bytes.append(&mut above.bytes);
             nodes = above.nodes;
             height += 1;
@@ -338,8 +349,8 @@ impl<'b> Node<'b> {
     }
 
     /// Whether the checksum holds, every byte without a meaning is zero, and the heads are those of the suffixes.
-    pub(super) fn judge(&self) -> Result<(), FormatError> {
-        if CRC.read(self.bytes) != crc32(&self.bytes[CRC.span().1..]) {
+    pub(super) fn judge(&self, seal: Seal) -> Result<(), FormatError> {
+        if CRC.read(self.bytes) != seal.crc(self.at, &self.bytes[CRC.span().1..]) {
             return Err(damaged("a fence node with a wrong checksum", self.at));
         }
         let heads_are_right = (0..self.heads.len())
@@ -386,7 +397,6 @@ mod tests {
         let mut bytes = Vec::new();
         node.finish(0, &mut bytes);
         let node = Node::decode(&bytes, 0, 0).unwrap();
-        node.judge().unwrap();
         let mut keys: Vec<Vec<u8>> = separators.iter().map(|key| key.to_vec()).collect();
         for separator in &separators {
             keys.push([separator, b"\0".as_slice()].concat());

@@ -1,13 +1,14 @@
 //! The filter: says of most absent keys that they are absent, at the cost of one cache line.
 //!
-//! A blocked Bloom filter. Each line is 64 bytes: 480 bits, then the CRC-32 of the 60 bytes that hold them. A key's hash
+//! A blocked Bloom filter. Each line is 64 bytes: 480 bits, then the [sealed](super::seal) CRC-32 of the 60 bytes
+//! that hold them. A key's hash
 //! chooses one line and seven bits in it.
 //!
 //! # Invariants
 //! - "Absent" is said only by a line whose checksum holds. "Perhaps present" needs no checksum: the data block decides then.
 
 use super::damaged;
-use crate::checksum::crc32;
+use super::seal::Seal;
 use crate::error::FormatError;
 
 /// A line's length: what a processor fetches at once.
@@ -64,24 +65,24 @@ fn bits_of(hash: u64) -> impl Iterator<Item = usize> {
     (0..PROBES).map(move |probe| ((((places >> (9 * probe)) & 511) * LINE_BITS) >> 9) as usize)
 }
 
-/// Whether a key with this hash may be in the run. `line` is the one that [`line_of`] chose, `offset` where it lies.
+/// Whether a key with this hash may be in the run. `line` is the one that [`line_of`] chose, `at` where it lies.
 #[inline]
-pub(super) fn may_contain(line: &[u8], offset: u64, hash: u64) -> Result<bool, FormatError> {
-    let line: &[u8; LINE_BYTES] = line.try_into().map_err(|_| damaged("a filter line that is cut short", offset))?;
+pub(super) fn may_contain(line: &[u8], seal: Seal, at: u64, hash: u64) -> Result<bool, FormatError> {
+    let line: &[u8; LINE_BYTES] = line.try_into().map_err(|_| damaged("a filter line that is cut short", at))?;
     if bits_of(hash).all(|bit| line[bit / 8] & (1 << (bit % 8)) != 0) {
         return Ok(true);
     }
-    judge_line(line, offset)?;
+    judge_line(line, seal, at)?;
     Ok(false)
 }
 
 /// Whether a line's checksum holds.
-pub(super) fn judge_line(line: &[u8; LINE_BYTES], offset: u64) -> Result<(), FormatError> {
+pub(super) fn judge_line(line: &[u8; LINE_BYTES], seal: Seal, at: u64) -> Result<(), FormatError> {
     let (bits, digest) = line.split_at(BITS_BYTES);
-    if digest == crc32(bits).to_le_bytes() {
+    if digest == seal.crc(at, bits).to_le_bytes() {
         Ok(())
     } else {
-        Err(damaged("a filter line with a wrong checksum", offset))
+        Err(damaged("a filter line with a wrong checksum", at))
     }
 }
 
@@ -109,10 +110,10 @@ impl FilterBuilder {
         self.lines.len() as u64
     }
 
-    /// The bytes of the filter.
-    pub(super) fn finish(mut self) -> Vec<[u8; LINE_BYTES]> {
-        for line in &mut self.lines {
-            let digest = crc32(&line[..BITS_BYTES]);
+    /// The bytes of the filter, which will lie at `at`.
+    pub(super) fn finish(mut self, seal: Seal, at: u64) -> Vec<[u8; LINE_BYTES]> {
+        for (index, line) in self.lines.iter_mut().enumerate() {
+            let digest = seal.crc(at + (index * LINE_BYTES) as u64, &line[..BITS_BYTES]);
             line[BITS_BYTES..].copy_from_slice(&digest.to_le_bytes());
         }
         self.lines
@@ -127,15 +128,20 @@ mod tests {
         (from..from + count).map(|i| format!("model.layers.{}.mlp.weight.{i:06}", i % 32).into_bytes())
     }
 
+    fn seal() -> Seal {
+        Seal::new(crate::StoreId([1; 16]), crate::RunId(1))
+    }
+
     fn filled(count: u32) -> Vec<[u8; LINE_BYTES]> {
         let mut filter = FilterBuilder::new(u64::from(count));
         keys(0, count).for_each(|key| filter.insert(key_hash(&key)));
-        filter.finish()
+        filter.finish(seal(), 4096)
     }
 
     fn probe(lines: &[[u8; LINE_BYTES]], key: &[u8]) -> Result<bool, FormatError> {
         let hash = key_hash(key);
-        may_contain(&lines[line_of(hash, lines.len() as u64) as usize], 0, hash)
+        let line = line_of(hash, lines.len() as u64);
+        may_contain(&lines[line as usize], seal(), 4096 + line * LINE_BYTES as u64, hash)
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Written last, when everything after it is known. Bytes without a meaning are written as zero, are covered by the digest
 //! and are otherwise ignored.
 
-use super::block::BLOCK_BYTES_MIN;
+use super::block::BLOCK_BYTES as RUN_BLOCK_BYTES;
 use super::fences::{HEIGHT_MAX, NODE_ALIGN_BYTES, NODE_BYTES_MAX};
 use super::filter::LINE_BYTES;
 use crate::checksum::crc32;
@@ -160,8 +160,8 @@ impl RunHeader {
         Ok(header)
     }
 
-    /// The CRC-32 that an encoded header ends with.
-    pub(super) fn digest_of(header: &[u8; RUN_HEADER_BYTES]) -> u32 {
+    /// The CRC-32 that a whole header, as it lies in the file, ends with.
+    pub(super) fn digest_of(header: &[u8]) -> u32 {
         DIGEST.read(header)
     }
 
@@ -195,7 +195,10 @@ impl RunHeader {
             require(empty, "an index run without entries that has blocks")?;
             return require(self.min_seq == Seq::ZERO && self.max_seq == Seq::ZERO, "commits without entries");
         }
-        require(self.blocks_bytes >= BLOCK_BYTES_MIN, "an index run with entries and no blocks")?;
+        require(
+            self.blocks_bytes > 0 && self.blocks_bytes.is_multiple_of(RUN_BLOCK_BYTES as u64),
+            "an index run with entries and no blocks",
+        )?;
         require((1..=HEIGHT_MAX).contains(&self.height), "an index run of impossible height")?;
         let root_is_possible = self.root_bytes > 0 && self.root_bytes <= NODE_BYTES_MAX.min(self.fences_bytes);
         require(root_is_possible, "an index run whose root is of impossible length")?;

@@ -10,6 +10,7 @@
 //! - Data blocks hold the truth, and each says which range of keys is its own, under its checksum. Fences only lead to a
 //!   block: a damaged fence can lead to a wrong one, which the block's range betrays. It can never hide or change a key.
 //! - The filter may say "absent" only after the checksum of the line that says so was verified.
+//! - Checksums are bound to the run and to the place in it: what was right elsewhere, or once, is not right here.
 //! - The ranges of the blocks tile the space of all keys, in order: an iteration that skips a block is found out.
 //! - A builder streams: what it holds does not grow with keys, but for the filter (10 bits a key) and the fences (about
 //!   20 bytes a block and the bytes by which neighbouring blocks differ).
@@ -21,6 +22,7 @@ mod fences;
 mod filter;
 mod header;
 mod reader;
+mod seal;
 mod verify;
 
 use std::borrow::Cow;

@@ -6,23 +6,28 @@
 use std::borrow::Cow;
 use std::ops::Bound;
 
-use super::block::{BLOCK_BYTES_MAX, Block};
+use super::block::{BLOCK_BYTES, Block, Edge};
 use super::entry::IndexEntry;
-use super::fences::{Child, Node};
+use super::fences::{Child, NODE_BYTES_MAX, Node};
 use super::filter::{LINE_BYTES, key_hash, line_of, may_contain};
 use super::header::{RUN_HEADER_BYTES, RunHeader};
+use super::seal::Seal;
 use super::{RunBytes, damaged};
 use crate::error::FormatError;
 use crate::ids::Seq;
+use crate::manifest::RunRecord;
 
 /// A run in memory or in a mapping.
 pub type RunView<'a> = RunReader<&'a [u8]>;
 
-/// A run, read through `B`. Whether it is the run that was asked for is the caller's to compare: [`header`](Self::header).
+/// A run, read through `B`. Whether it is the run that was asked for is the caller's to compare: its
+/// [`record`](Self::record) with the manifest's, and its store.
 #[derive(Debug, Clone)]
 pub struct RunReader<B> {
     bytes: B,
     header: RunHeader,
+    header_crc: u32,
+    seal: Seal,
 }
 
 impl<B: RunBytes> RunReader<B> {
@@ -30,16 +35,25 @@ impl<B: RunBytes> RunReader<B> {
     /// the number of entries.
     pub fn new(bytes: B) -> Result<Self, B::Error> {
         let header_len = bytes.len_bytes().min(RUN_HEADER_BYTES as u64) as usize;
-        let header = RunHeader::decode(&bytes.read(0, header_len)?)?;
+        let (header, header_crc) = {
+            let first = bytes.read(0, header_len)?;
+            (RunHeader::decode(&first)?, RunHeader::digest_of(&first))
+        };
         if header.file_bytes != bytes.len_bytes() {
             return Err(damaged("an index run of another length than it says", 0).into());
         }
-        Ok(Self { bytes, header })
+        Ok(Self { bytes, header, header_crc, seal: Seal::new(header.store, header.run) })
     }
 
     /// What the run says of itself.
     pub fn header(&self) -> &RunHeader {
         &self.header
+    }
+
+    /// What the manifest should say of the run.
+    pub fn record(&self) -> RunRecord {
+        let RunHeader { run, entries, file_bytes, .. } = self.header;
+        RunRecord { id: run, entries, bytes: file_bytes, header_crc: self.header_crc }
     }
 
     /// Its entries, tombstones included.
@@ -57,6 +71,10 @@ impl<B: RunBytes> RunReader<B> {
         self.header.max_seq
     }
 
+    pub(super) fn seal(&self) -> Seal {
+        self.seal
+    }
+
     /// What the run's bytes are read through.
     pub fn bytes(&self) -> &B {
         &self.bytes
@@ -69,10 +87,10 @@ impl<B: RunBytes> RunReader<B> {
             return Ok(None);
         }
         let (place, bytes) = self.block_bytes(key)?;
-        let block = judged(Block::decode(&bytes, place.at)?, place, key)?;
+        let block = judged(Block::decode(&bytes, self.seal, place.at)?, place, key)?;
         match block.search(key)? {
-            (index, true) => Ok(Some(block.entry(index)?)),
-            (_, false) => Ok(None),
+            (_, Some(rest)) => Ok(Some(block.found(key, rest)?)),
+            (_, None) => Ok(None),
         }
     }
 
@@ -84,7 +102,7 @@ impl<B: RunBytes> RunReader<B> {
         }
         let hash = key_hash(key);
         let at = self.header.filter_offset + line_of(hash, self.header.filter_lines) * LINE_BYTES as u64;
-        Ok(may_contain(&self.read(at, LINE_BYTES)?, at, hash)?)
+        Ok(may_contain(&self.read(at, LINE_BYTES)?, self.seal, at, hash)?)
     }
 
     /// The entries from a key on, in order of their keys. Reads nothing before the first is asked for; ends after an error.
@@ -115,15 +133,19 @@ impl<B: RunBytes> RunReader<B> {
     /// Refuses a child that does not lie where those of a node of this level lie.
     #[inline]
     pub(super) fn judge_child(&self, child: Child, level: u32) -> Result<Child, FormatError> {
-        let (start, end) = match level {
-            0 => (RunHeader::BLOCKS_OFFSET, self.header.blocks_end()),
-            _ => (self.header.fences_offset, self.header.fences_end()),
+        let (start, end, possible) = match level {
+            0 => {
+                let start = RunHeader::BLOCKS_OFFSET;
+                let whole = child.at.wrapping_sub(start).is_multiple_of(BLOCK_BYTES as u64) && child.len == BLOCK_BYTES;
+                (start, self.header.blocks_end(), whole)
+            }
+            _ => (self.header.fences_offset, self.header.fences_end(), child.len as u64 <= NODE_BYTES_MAX),
         };
         let inside = start <= child.at && child.at.checked_add(child.len as u64).is_some_and(|past| past <= end);
-        if inside && (1..=BLOCK_BYTES_MAX).contains(&child.len) {
+        if inside && possible {
             Ok(child)
         } else {
-            Err(damaged("a fence node that leads outside its section", self.header.fences_offset))
+            Err(damaged("a fence node that leads where nothing lies", self.header.fences_offset))
         }
     }
 
@@ -143,7 +165,7 @@ impl<B: RunBytes> RunReader<B> {
 /// Refuses a block that is none of the key's, or not of the length that the fences gave it.
 #[inline]
 fn judged<'b>(block: Block<'b>, place: Child, key: &[u8]) -> Result<Block<'b>, FormatError> {
-    if block.len() == place.len && block.owns(key) {
+    if block.owns(key) {
         Ok(block)
     } else {
         Err(damaged("an index block that the fences should not lead to", place.at))
@@ -170,10 +192,11 @@ enum State {
         key: Vec<u8>,
         skip_equal: bool,
     },
-    /// The next entry is this one of the verified block that lies at `block_at`.
+    /// The next entry is this one of the verified block that lies at `block_at`, and begins there at `begin`.
     Inside {
         block_at: u64,
         index: usize,
+        begin: usize,
     },
     Ended,
 }
@@ -185,7 +208,7 @@ impl<B: RunBytes> Iterator for RunRange<'_, B> {
         // Whatever goes wrong ends the iteration; what goes right puts the next state in its place.
         let next = match std::mem::replace(&mut self.state, State::Ended) {
             State::Seek { key, skip_equal } => self.seek(&key, skip_equal),
-            State::Inside { block_at, index } => self.step(block_at, index),
+            State::Inside { block_at, index, begin } => self.step(block_at, index, begin),
             State::Ended => Ok(None),
         };
         next.transpose()
@@ -198,31 +221,33 @@ impl<B: RunBytes> RunRange<'_, B> {
     fn seek(&mut self, key: &[u8], skip_equal: bool) -> Result<Option<IndexEntry>, B::Error> {
         let (place, _) = self.reader.block_bytes(key)?;
         let block = judged(self.load(place.at)?, place, key)?;
-        let (index, equal) = block.search(key)?;
-        self.step(place.at, index + usize::from(equal && skip_equal))
+        let (index, found) = block.search(key)?;
+        let index = index + usize::from(found.is_some() && skip_equal);
+        let begin = if index < block.count { block.locate(index)? } else { 0 };
+        self.step(place.at, index, begin)
     }
 
     /// The entry of the verified block at `block_at`, or the first of the next one.
-    fn step(&mut self, block_at: u64, index: usize) -> Result<Option<IndexEntry>, B::Error> {
+    fn step(&mut self, block_at: u64, index: usize, begin: usize) -> Result<Option<IndexEntry>, B::Error> {
         let lost = || damaged("an index block that was verified and changed", block_at);
         let start = usize::try_from(block_at - self.window_at).map_err(|_| lost())?;
-        let block = self.window.get(start..).and_then(|bytes| Block::again(bytes, block_at)).ok_or_else(lost)?;
+        let bytes = self.window.get(start..start + BLOCK_BYTES);
+        let block = bytes.and_then(|bytes| Block::again(bytes, block_at)).ok_or_else(lost)?;
         if index < block.count {
-            let entry = block.entry(index)?;
-            self.state = State::Inside { block_at, index: index + 1 };
+            let (entry, begin) = block.entry(index, begin)?;
+            self.state = State::Inside { block_at, index: index + 1, begin };
             return Ok(Some(entry));
         }
-        let end = block_at + block.len() as u64;
-        let upper = block.upper.map(<[u8]>::to_vec);
-        match upper {
-            None if end == self.reader.header.blocks_end() => Ok(None),
-            Some(upper) if end < self.reader.header.blocks_end() => {
+        let (end, blocks_end) = (block_at + BLOCK_BYTES as u64, self.reader.header.blocks_end());
+        match block.upper.map(Edge::to_vec) {
+            None if end == blocks_end => Ok(None),
+            Some(upper) if end < blocks_end => {
                 let next = self.load(end)?;
-                if next.lower != upper {
+                if next.lower.to_vec() != upper {
                     return Err(damaged("an index block that does not begin where the one before it ends", end).into());
                 }
-                let entry = next.entry(0)?;
-                self.state = State::Inside { block_at: end, index: 1 };
+                let (entry, begin) = next.entry(0, 0)?;
+                self.state = State::Inside { block_at: end, index: 1, begin };
                 Ok(Some(entry))
             }
             _ => Err(damaged("index blocks that end before their section or after it", end).into()),
@@ -233,13 +258,12 @@ impl<B: RunBytes> RunRange<'_, B> {
     fn load(&mut self, at: u64) -> Result<Block<'_>, B::Error> {
         let blocks_end = self.reader.header.blocks_end();
         let window_end = self.window_at + self.window.len() as u64;
-        let enough = (BLOCK_BYTES_MAX as u64).min(blocks_end - at);
-        if at < self.window_at || at + enough > window_end {
+        if at < self.window_at || at + BLOCK_BYTES as u64 > window_end {
             let len = WINDOW_BYTES.min(blocks_end - at);
             self.window = self.reader.read(at, usize::try_from(len).expect("a window is small"))?;
             self.window_at = at;
         }
         let start = usize::try_from(at - self.window_at).expect("a window is small");
-        Ok(Block::decode(&self.window[start..], at)?)
+        Ok(Block::decode(&self.window[start..start + BLOCK_BYTES], self.reader.seal, at)?)
     }
 }

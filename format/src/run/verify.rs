@@ -3,7 +3,7 @@
 //! A lookup proves only what it touches. This proves that every lookup would be right: the blocks tile their section and the
 //! space of keys, the entries rise, the fences are exactly what the blocks say, the filter knows every key.
 
-use super::block::{BLOCK_BYTES_MAX, Block};
+use super::block::{Block, Edge, GROUP_ENTRIES};
 use super::fences::{Child, Node};
 use super::filter::{LINE_BYTES, judge_line};
 use super::header::{RUN_HEADER_BYTES, RunHeader};
@@ -65,7 +65,7 @@ impl<B: RunBytes> RunReader<B> {
     fn verify_lines(&self, start: u64, end: u64) -> Result<(), B::Error> {
         for_pieces(start, end, |at, len| {
             for (index, line) in self.read(at, len)?.as_chunks::<LINE_BYTES>().0.iter().enumerate() {
-                judge_line(line, at + (index * LINE_BYTES) as u64)?;
+                judge_line(line, self.seal(), at + (index * LINE_BYTES) as u64)?;
             }
             Ok(())
         })
@@ -117,7 +117,7 @@ impl<B: RunBytes> Walk<'_, B> {
 
         let bytes = self.reader.read(place.at, place.len)?;
         let node = Node::decode(&bytes, place.at, level)?;
-        node.judge()?;
+        node.judge(self.reader.seal())?;
         for index in 0..node.count {
             let nowhere = || damaged("a fence node that leads nowhere", place.at);
             let child = self.reader.judge_child(node.child(index).ok_or_else(nowhere)?, level)?;
@@ -129,22 +129,25 @@ impl<B: RunBytes> Walk<'_, B> {
 
     fn block(&mut self, place: Child, lower: &[u8]) -> Result<(), B::Error> {
         let at = place.at;
-        let bytes = self.reader.read(at, place.len.min(BLOCK_BYTES_MAX))?;
-        let block = Block::decode(&bytes, at)?;
-        let follows = at == self.next_block && block.len() == place.len && self.upper.as_deref() == Some(block.lower);
-        if !follows || block.lower != lower {
+        let bytes = self.reader.read(at, place.len)?;
+        let block = Block::decode(&bytes, self.reader.seal(), at)?;
+        let follows = at == self.next_block && self.upper.as_ref() == Some(&block.lower.to_vec());
+        if !follows || block.lower.to_vec() != lower {
             return Err(damaged("an index block that does not begin where the one before it ends", at).into());
         }
-        if !block.is_canonical() {
-            return Err(damaged("an index block that contradicts itself", at).into());
-        }
+        let (mut begin, mut group_ends) = (0, Vec::new());
         for index in 0..block.count {
-            let entry = block.entry(index)?;
+            let (entry, end) = block.entry(index, begin)?;
+            begin = end;
+            if (index + 1).is_multiple_of(GROUP_ENTRIES) || index + 1 == block.count {
+                group_ends.push(end);
+            }
             let rises = self.last_key < entry.key;
             if !rises || !block.owns(&entry.key) {
                 return Err(damaged("an index block whose keys are out of order", at).into());
             }
-            if block.search(&entry.key)? != (index, true) || !self.reader.may_contain(&entry.key)? {
+            let (found, rest) = block.search(&entry.key)?;
+            if (found, rest.is_some()) != (index, true) || !self.reader.may_contain(&entry.key)? {
                 return Err(damaged("an index entry that a lookup would miss", at).into());
             }
             let (min, max) = self.seqs.unwrap_or((entry.seq, entry.seq));
@@ -152,8 +155,11 @@ impl<B: RunBytes> Walk<'_, B> {
             self.last_key = entry.key;
             self.entries += 1;
         }
-        self.next_block = at + block.len() as u64;
-        self.upper = block.upper.map(<[u8]>::to_vec);
+        if !block.is_filled(&group_ends) {
+            return Err(damaged("an index block with bytes of no meaning", at).into());
+        }
+        self.next_block = at + place.len as u64;
+        self.upper = block.upper.map(Edge::to_vec);
         Ok(())
     }
 }

@@ -130,8 +130,8 @@ impl CrashWalker {
                 self.live.apply(change);
                 self.push(call, What::Names { change: change.clone(), synced: None });
             }
-            Effect::Synced(file) if !self.trace.sabotage.loses_file_sync(&call.path) => self.file_synced(*file),
-            Effect::DirSynced(dir) if !self.trace.sabotage.loses_dir_sync(&call.path) => self.dir_synced(*dir),
+            Effect::Synced(file) if !self.trace.sabotage.loses_file_sync(call) => self.file_synced(*file),
+            Effect::DirSynced(dir) if !self.trace.sabotage.loses_dir_sync(call) => self.dir_synced(*dir),
             Effect::SyncFailed(file) => self.orphan(|change| change.file() == Some(*file)),
             Effect::DirSyncFailed(dir) => self.orphan(|change| change.touches_dir(*dir)),
             Effect::Synced(_) | Effect::DirSynced(_) | Effect::Replaced(_) => {}

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use super::trace::Call;
+
 /// Which promises the disk breaks. A crash simulation that stays green on such a disk sees nothing.
 ///
 /// The calls answer as ever; the lie shows in the states that a crash leaves behind.
@@ -11,17 +13,23 @@ pub struct Sabotage {
     pub ignore_file_sync: Option<String>,
     /// Syncs of directories whose path ends like this make nothing durable; `Some("".into())` means every directory.
     pub ignore_dir_sync: Option<String>,
+    /// The one sync with this number ([`Call::index`]) makes nothing durable, be it of a file or of a directory.
+    pub ignore_sync_call: Option<u64>,
     /// A rename over an existing file is two changes: the old file loses its name, then the new one gets it.
     pub rename_not_atomic: bool,
 }
 
 impl Sabotage {
-    pub(super) fn loses_file_sync(&self, path: &Path) -> bool {
-        self.ignore_file_sync.as_deref().is_some_and(|suffix| ends_with(path, suffix))
+    pub(super) fn loses_file_sync(&self, call: &Call) -> bool {
+        self.loses(call, self.ignore_file_sync.as_deref())
     }
 
-    pub(super) fn loses_dir_sync(&self, path: &Path) -> bool {
-        self.ignore_dir_sync.as_deref().is_some_and(|suffix| ends_with(path, suffix))
+    pub(super) fn loses_dir_sync(&self, call: &Call) -> bool {
+        self.loses(call, self.ignore_dir_sync.as_deref())
+    }
+
+    fn loses(&self, call: &Call, suffix: Option<&str>) -> bool {
+        self.ignore_sync_call == Some(call.index) || suffix.is_some_and(|suffix| ends_with(&call.path, suffix))
     }
 }
 

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::storage::{AlignedBuf, Caching, write_all_at};
 
-mod cost;
 mod crash;
 mod faults;
 mod property;
