@@ -39,6 +39,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let copy = Piece { file_offset: 0, buffer_offset: 100, len_bytes: 1000 };
     gds.write_from_gpu(folder.path().join("copy.bin"), copy, &Arc::new(buffer))?;
 
+    // Small reads, each waited for: on a thread of their own, so that a stuck disk cannot hold up the caller for ever.
+    let mut block = gds.device().allocate(4096)?;
+    for n in 0..2000 {
+        let offset = n * 4096 * 7 % LEN;
+        gds.read_to_gpu(&path, Piece { file_offset: offset, buffer_offset: 0, len_bytes: 4096 }, &mut block)?;
+    }
+
     // A reader sees that it is read in order, and has the next extents ready before they are asked for.
     let mut reader = gds.reader(&path)?;
     while let Some(chunk) = reader.read(256 << 10)? {
@@ -55,6 +62,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
 
     let (metrics, status) = (gds.metrics(), gds.performance_status());
+    println!("4 KiB reads take {:.0?} µs on average", status.actual_latency_us.unwrap_or_default());
     for route in gds.routes() {
         let times = metrics.route(route.route).read_latency();
         println!(
