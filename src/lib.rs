@@ -39,9 +39,12 @@ pub struct Readme;
 mod config;
 mod device;
 mod error;
+pub mod gds;
 mod index;
 mod io;
 mod metrics;
+mod prefetch;
+mod region;
 #[doc(hidden)]
 pub mod storage;
 mod store;

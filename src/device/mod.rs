@@ -189,6 +189,12 @@ impl Device {
     }
 }
 
+/// A simulated GPU of its own, so that the layers above are tested on one everywhere.
+#[cfg(test)]
+pub(crate) fn simulated_gpu() -> Device {
+    Device(Kind::Cuda(cuda::simulated::Simulated::new().device))
+}
+
 /// The range of `len` bytes at `offset`, if all of it lies inside a buffer of `total` bytes.
 fn check_range(device: &Device, action: &'static str, offset: u64, len: u64, total: u64) -> Result<Range<u64>> {
     match offset.checked_add(len) {

@@ -4,10 +4,18 @@
 //! - Every byte that arrives is checked against its checksum before the caller sees it.
 //! - Host memory in use is bounded by the buffers named in [`config`](crate::config), whatever is moved.
 
+pub(crate) mod buffered;
+pub(crate) mod double_buffer;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod payload;
+pub(crate) mod pipeline;
 mod plan;
 mod pump;
 mod read;
+pub(crate) mod retry;
+pub(crate) mod staged;
+pub(crate) mod transport;
 
 pub(crate) use payload::{Blob, PayloadStream, lay_out};
 pub(crate) use plan::{Extent, ReadPlan};
