@@ -31,6 +31,10 @@ pub(crate) const OVERLAY_ENTRIES_MAX: usize = 16 * 1024;
 /// runs grows with the logarithm of the number of keys.
 pub(crate) const RUN_GROWTH: u64 = 4;
 
+/// The same at close, when nobody waits for a commit: a store that is opened again has one run, unless the newer ones
+/// hold less than this part of it. Closing after few changes stays cheap.
+pub(crate) const RUN_GROWTH_AT_CLOSE: u64 = 64;
+
 /// Commits wait for the overlay to be written out once it holds this many times its limit, and are refused if it cannot
 /// be: memory stays bounded.
 pub(crate) const OVERLAY_BACKLOG_FACTOR: usize = 4;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use alight_format::IndexEntry;
 
-use crate::config::RUN_GROWTH;
 use crate::error::Result;
 use crate::index::run::Run;
 use crate::index::version::Overlay;
@@ -98,13 +97,13 @@ impl Eq for Head {}
 
 /// How many of the newest runs to merge into a new one of `fresh` entries, given the runs' entries, newest first.
 ///
-/// A run stays alone once it holds [`RUN_GROWTH`] times what everything newer holds together, so there are about
-/// log₄(keys / overlay) of them, and an entry is written again as often at most.
-pub(crate) fn merge_count(fresh: u64, runs: impl IntoIterator<Item = u64>) -> usize {
+/// A run stays alone once it holds `growth` times what everything newer holds together. With [`RUN_GROWTH`](crate::config::RUN_GROWTH) there are at
+/// most six runs after five thousand flushes, and an entry was written again twelve times.
+pub(crate) fn merge_count(fresh: u64, runs: impl IntoIterator<Item = u64>, growth: u64) -> usize {
     let mut together = fresh;
     let mut count = 0;
     for entries in runs {
-        if entries >= together.saturating_mul(RUN_GROWTH) {
+        if entries >= together.saturating_mul(growth) {
             break;
         }
         together = together.saturating_add(entries);
@@ -116,6 +115,7 @@ pub(crate) fn merge_count(fresh: u64, runs: impl IntoIterator<Item = u64>) -> us
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RUN_GROWTH;
 
     #[test]
     fn the_number_of_runs_grows_with_the_logarithm_of_the_flushes() {
@@ -123,7 +123,7 @@ mod tests {
         let mut written = 0u64;
         let flushes = 100_000u64;
         for _ in 0..flushes {
-            let count = merge_count(1, runs.iter().copied());
+            let count = merge_count(1, runs.iter().copied(), RUN_GROWTH);
             let merged = 1 + runs.drain(..count).sum::<u64>();
             written += merged;
             runs.insert(0, merged);

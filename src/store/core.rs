@@ -15,6 +15,7 @@ use crate::metrics::Counters;
 use crate::storage::{BufferPool, Storage, StorageLock};
 use crate::store::commit::{Committer, SmallCommit};
 use crate::store::distrust;
+use crate::store::flush::Occasion;
 use crate::store::group::Group;
 use crate::store::layout::Layout;
 use crate::store::options::{Durability, Maintenance, StoreOptions};
@@ -139,7 +140,7 @@ impl Core {
             // The commit that brought this about is done and durable; a failed flush is not its failure. It is
             // counted, and `await_room` refuses commits should it last.
             Maintenance::Inline => {
-                let _ = self.flush_counted();
+                let _ = self.flush_counted(Occasion::Full);
             }
             Maintenance::Background => {
                 writer.wanted.lock().flush = true;
@@ -161,7 +162,7 @@ impl Core {
             return Ok(());
         }
         if writer.maintenance == Maintenance::Inline {
-            return self.flush_counted();
+            return self.flush_counted(Occasion::Full);
         }
         let started = Instant::now();
         let mut wanted = writer.wanted.lock();
@@ -215,7 +216,7 @@ impl Core {
         self.publish();
         // First the space that was taken ahead, so that on a full disk the index has room.
         writer.committer.trim()?;
-        self.flush_counted()
+        self.flush_counted(Occasion::Closing)
     }
 
     /// Removes files that a crash left behind and no manifest names.
@@ -229,7 +230,7 @@ impl Core {
     /// After recovery cut torn commits: writes the manifest that says where the cut segments end, and only then gives
     /// back what lay behind.
     pub(crate) fn forget_cut_tails(&self, cut: &[Arc<Segment>]) -> Result<()> {
-        self.flush_always()?;
+        self.flush(Occasion::Recovered)?;
         distrust::clear(&*self.storage, &self.layout)?;
         for segment in cut {
             let end = segment.accounting.lock().end;

@@ -13,16 +13,28 @@ use std::sync::atomic::Ordering;
 
 use alight_format::{IndexKind, Manifest, RunId, RunRecord};
 
+use crate::config::{RUN_GROWTH, RUN_GROWTH_AT_CLOSE};
 use crate::error::Result;
 use crate::index::{NewRun, Overlay, Run, Version, merge_count, merge_layers, write_run};
 use crate::metrics::Counters;
 use crate::store::core::{Core, Writer};
 use crate::store::manifest;
 
+/// Why the index is written out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Occasion {
+    /// Enough has gathered in memory.
+    Full,
+    /// Recovery cut something: there is a new manifest even if nothing in it is new but its generation.
+    Recovered,
+    /// The store is being closed.
+    Closing,
+}
+
 impl Core {
     /// [`flush`](Core::flush), with its outcome in the metrics and told to whoever waits for it.
-    pub(crate) fn flush_counted(&self) -> Result<()> {
-        let outcome = self.flush();
+    pub(crate) fn flush_counted(&self, occasion: Occasion) -> Result<()> {
+        let outcome = self.flush(occasion);
         let writer = self.writer()?;
         let mut wanted = writer.wanted.lock();
         wanted.flushes += 1;
@@ -43,16 +55,7 @@ impl Core {
 
     /// Writes out everything that is visible now. On a failure nothing is lost: what was to be written is in memory
     /// again, and the old manifest stands.
-    pub(crate) fn flush(&self) -> Result<()> {
-        self.flush_if(false)
-    }
-
-    /// [`flush`](Core::flush), with a new manifest even if nothing in it is new but its generation.
-    pub(crate) fn flush_always(&self) -> Result<()> {
-        self.flush_if(true)
-    }
-
-    fn flush_if(&self, always: bool) -> Result<()> {
+    pub(crate) fn flush(&self, occasion: Occasion) -> Result<()> {
         let writer = self.writer()?;
         let mut manifest = writer.manifest.lock();
         writer.committer.check()?;
@@ -63,7 +66,7 @@ impl Core {
             let (segments, next_segment) = self.segments.records();
             let next = Manifest {
                 // Out of reach of a note that a failed sync left about this generation or the next.
-                generation: manifest.generation + if always { 2 } else { 1 },
+                generation: manifest.generation + if occasion == Occasion::Recovered { 2 } else { 1 },
                 covered: version.seq,
                 segments,
                 next_segment,
@@ -71,7 +74,7 @@ impl Core {
             };
             (version.clone(), next)
         });
-        match self.write_out(writer, &frozen, &manifest, &mut next, always) {
+        match self.write_out(writer, &frozen, &manifest, &mut next, occasion) {
             Ok(replaced) => {
                 let obsolete: Vec<RunId> = replaced.iter().map(|run| run.id()).collect();
                 *manifest = next;
@@ -101,18 +104,19 @@ impl Core {
         frozen: &Version,
         current: &Manifest,
         next: &mut Manifest,
-        always: bool,
+        occasion: Occasion,
     ) -> Result<Vec<Arc<Run>>> {
         writer.committer.sync_through(frozen.seq)?;
         if frozen.frozen.is_empty() {
             let unchanged = Manifest { generation: next.generation, ..current.clone() };
-            if always || *next != unchanged {
+            if occasion == Occasion::Recovered || *next != unchanged {
                 manifest::write(&*self.storage, &self.layout, next)?;
             }
             return Ok(Vec::new());
         }
         let fresh = frozen.frozen.len() as u64;
-        let merged = merge_count(fresh, frozen.runs.iter().map(|run| run.entries()));
+        let growth = if occasion == Occasion::Closing { RUN_GROWTH_AT_CLOSE } else { RUN_GROWTH };
+        let merged = merge_count(fresh, frozen.runs.iter().map(|run| run.entries()), growth);
         let id = next.next_run;
         // A name is used once, even when this attempt fails: a file that an earlier one left is never mistaken.
         next.next_run = RunId(id.get() + 1);
@@ -179,7 +183,7 @@ impl Core {
                 wanted.flush = false;
             }
             // Its outcome is counted and told there.
-            let _ = self.flush_counted();
+            let _ = self.flush_counted(Occasion::Full);
         }
     }
 }

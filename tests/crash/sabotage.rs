@@ -189,7 +189,7 @@ fn kind(calls: &[&Call], at: usize) -> Option<String> {
 }
 
 /// Lets `blessing` change the bytes of every segment.
-fn bless(state: &SimStorage, blessing: fn(&mut [u8])) {
+pub(crate) fn bless(state: &SimStorage, blessing: fn(&mut [u8])) {
     for path in state.files().into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "seg")) {
         let before = state.read_file(&path);
         let mut bytes = before.clone();
@@ -214,7 +214,7 @@ fn preludes(bytes: &[u8]) -> Vec<(usize, Prelude)> {
 }
 
 /// Makes every whole frame speak for the payload that lies behind it, whatever lies there.
-fn bless_payloads(bytes: &mut [u8]) {
+pub(crate) fn bless_payloads(bytes: &mut [u8]) {
     // Digests that were rewritten, by what they were: the next frame names them.
     let mut rewritten = BTreeMap::new();
     for (at, prelude) in preludes(bytes) {
