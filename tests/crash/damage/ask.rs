@@ -63,8 +63,11 @@ pub(crate) struct Subject {
     /// What it answered before its last commit.
     pub before_last: Vec<Answer>,
     /// Of each file, which ranges an open reads (`None`) or a question (its place in `asks`), after an open of its own.
-    reads: BTreeMap<PathBuf, Vec<(Range<u64>, Option<usize>)>>,
+    reads: BTreeMap<PathBuf, Vec<Read>>,
 }
+
+/// A range of a file, and who read it.
+type Read = (Range<u64>, Option<usize>);
 
 impl Subject {
     pub(crate) fn new(
@@ -73,7 +76,7 @@ impl Subject {
         asks: Vec<Ask>,
         before_last: Vec<Answer>,
     ) -> Self {
-        let (mut reads, mut now) = (BTreeMap::<PathBuf, Vec<_>>::new(), Vec::new());
+        let (mut reads, mut now) = (BTreeMap::<PathBuf, Vec<Read>>::new(), Vec::new());
         for (index, ask) in asks.iter().enumerate() {
             // Where nothing is mapped, the trace has every byte of an index run that is looked at.
             let disk = sim.clone_disk();

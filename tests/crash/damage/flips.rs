@@ -2,20 +2,21 @@
 //!
 //! `ALIGHT_FLIPS=all` turns over all eight bits of every byte instead of one, `ALIGHT_FLIPS_SEED=N` others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use alight::storage::sim::SimStorage;
-use alight::{Device, Error, Maintenance, Store, StoreOptions};
+use alight::{Device, Error, Store};
 use parking_lot::Mutex;
 
-use super::ask::{Answer, Ask, Subject};
+use super::ask::{Answer, Ask, Resting, Subject};
 use super::atlas::{Region, Span, atlas};
+use super::stores::{Last, closed, killed, options};
 use crate::harness::words_of;
 use crate::oracle::PATH;
 use crate::sabotage::{bless, bless_payloads};
@@ -35,12 +36,12 @@ enum Outcome {
 }
 
 /// How many threads flip.
-const WORKERS: usize = 2;
+pub(crate) const WORKERS: usize = 2;
 
 /// Of so many flips that are judged by what rests on them, one is judged by everything as well.
 const CROSS_CHECKED: u64 = 211;
 
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     std::env::var("ALIGHT_FLIPS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1)
 }
 
@@ -52,7 +53,7 @@ fn mixed(a: u64, b: u64) -> u64 {
 }
 
 /// The bits of a byte that are turned over.
-fn bits(file: usize, offset: u64) -> Range<u8> {
+pub(crate) fn bits(file: usize, offset: u64) -> Range<u8> {
     if std::env::var("ALIGHT_FLIPS").is_ok_and(|which| which == "all") {
         return 0..8;
     }
@@ -154,7 +155,7 @@ type Counts = BTreeMap<(Region, Outcome), u64>;
 fn flip_everything(subject: &Subject, last_commit: u64) -> Result<Counts, String> {
     let spans = atlas(&subject.sim);
     let files: Vec<PathBuf> = subject.sim.files();
-    let jobs: Vec<(usize, &Span, Range<u64>, super::ask::Resting)> = spans
+    let jobs: Vec<(usize, &Span, Range<u64>, Resting)> = spans
         .iter()
         .flat_map(|span| {
             let file = files.iter().position(|path| *path == span.path).expect("a span is of a file");
@@ -225,7 +226,7 @@ fn flip_everything(subject: &Subject, last_commit: u64) -> Result<Counts, String
 fn print(title: &str, counts: &Counts) {
     println!("{title}, ALIGHT_FLIPS_SEED={}", seed());
     println!("{:34} {:>10} {:>10} {:>10} {:>12}", "flips of", "harmless", "refused", "reported", "last commit");
-    let regions: std::collections::BTreeSet<Region> = counts.keys().map(|(region, _)| *region).collect();
+    let regions: BTreeSet<Region> = counts.keys().map(|(region, _)| *region).collect();
     for region in regions {
         let of = |outcome| counts.get(&(region, outcome)).copied().unwrap_or_default();
         println!(
@@ -238,67 +239,6 @@ fn print(title: &str, counts: &Counts) {
     }
 }
 
-fn options(sim: &SimStorage) -> StoreOptions {
-    Store::options()
-        .storage(std::sync::Arc::new(sim.clone()))
-        .maintenance(Maintenance::Inline)
-        .segment_bytes(96 << 10)
-        .small_commit_bytes_max(16 << 10)
-        .overlay_entries_max(40)
-}
-
-/// Fills a store with batches of values of many lengths, overwrites and deletes some, gives some attributes. Returns the
-/// keys that were ever put.
-fn fill(store: &Store, batches: u64, puts: u64, shrink: usize) -> Vec<Vec<u8>> {
-    let mut keys = Vec::new();
-    for n in 0..batches {
-        let mut batch = store.batch();
-        let lengths = [0, 1, 77, 255, 1024, 3000, 4095, 4096, 5000, 5500, 2222, 900];
-        let values: Vec<(Vec<u8>, Vec<u8>)> = (0..puts)
-            .map(|i| {
-                let key = format!("layers.{:03}.{}", (n * 7 + i * 13) % 211, ["w", "b"][(i % 2) as usize]);
-                let len = lengths[((n * 5 + i * 7) % 12) as usize];
-                // Too large together for a segment that is shared with others.
-                let len = if n == 11 { 5400 } else { len / shrink };
-                (key.into_bytes(), value(n * 8 + i, len))
-            })
-            .collect();
-        for (i, (key, value)) in values.iter().enumerate() {
-            let attributes = if i == 2 { vec![("step".to_owned(), vec![n as u8; 40])] } else { Vec::new() };
-            batch.put_with_attributes(key, value, attributes).unwrap();
-            keys.push(key.clone());
-        }
-        if n % 3 == 2 {
-            batch.delete(format!("layers.{:03}.w", (n * 7 - 14) % 211)).unwrap();
-        }
-        batch.commit().unwrap();
-    }
-    keys.sort();
-    keys.dedup();
-    keys
-}
-
-fn asks(keys: &[Vec<u8>]) -> Vec<Ask> {
-    let values = keys.iter().cloned().map(Ask::Value);
-    let attributes = keys.iter().step_by(3).cloned().map(Ask::Attributes);
-    [Ask::Scan].into_iter().chain(values).chain(attributes).chain([Ask::Value(b"never put".to_vec())]).collect()
-}
-
-/// A store of 1 MiB and more, closed.
-fn closed() -> Subject {
-    let sim = SimStorage::new();
-    sim.stop_recording();
-    let store = options(&sim).create_new(true).open(PATH).unwrap();
-    let keys = fill(&store, 36, 8, 1);
-    store.close().unwrap();
-    // A third index run, with a newer value and a delete.
-    let store = options(&sim).open(PATH).unwrap();
-    store.put(&keys[3], &value(1, 600)).unwrap();
-    store.delete(&keys[5]).unwrap();
-    store.close().unwrap();
-    Subject::new(sim, options, asks(&keys), Vec::new())
-}
-
 #[test]
 fn of_a_closed_store_no_flipped_bit_is_believed() {
     let started = Instant::now();
@@ -309,59 +249,6 @@ fn of_a_closed_store_no_flipped_bit_is_believed() {
     assert!(runs >= 3, "{runs}");
     let counts = flip_everything(&subject, u64::MAX).unwrap_or_else(|wrong| panic!("{wrong}"));
     print(&format!("a closed store of {bytes} bytes, {:.1} s", started.elapsed().as_secs_f64()), &counts);
-}
-
-/// Smaller segments: of a store that was not closed, every byte behind its last commit counts for an open too.
-fn small_options(sim: &SimStorage) -> StoreOptions {
-    options(sim).segment_bytes(32 << 10).small_commit_bytes_max(4 << 10).overlay_entries_max(18)
-}
-
-/// What the last commit of a store is that nobody closes.
-#[derive(Debug, Clone, Copy)]
-enum Last {
-    Small,
-    /// Its payload was synced before its frame.
-    Large,
-    /// In a segment of its own.
-    Huge,
-    Delete,
-}
-
-/// A store whose process was killed after its last commit was acknowledged; the number of that commit; what it answers,
-/// and what it answered one commit before.
-fn killed(last: Last) -> (Subject, u64) {
-    let build = |with_last: bool| {
-        let sim = SimStorage::new();
-        sim.stop_recording();
-        let store = small_options(&sim).create_new(true).open(PATH).unwrap();
-        let mut keys = fill(&store, 7, 4, 6);
-        let fresh = b"last".to_vec();
-        if with_last {
-            let mut batch = store.batch();
-            let (one, two) = match last {
-                Last::Small => (value(1, 700), value(2, 300)),
-                Last::Large => (value(1, 3800), value(2, 400)),
-                Last::Huge => (value(1, 6000), value(2, 3000)),
-                Last::Delete => (Vec::new(), Vec::new()),
-            };
-            if !matches!(last, Last::Delete) {
-                batch.put(&fresh, &one).unwrap();
-                batch.put(&keys[2], &two).unwrap();
-            }
-            batch.delete(&keys[4]).unwrap();
-            batch.commit().unwrap();
-        }
-        let last_commit = store.stat().unwrap().last_commit;
-        keys.push(fresh);
-        let asks = asks(&keys);
-        let answers = asks.iter().map(|ask| ask.of(&store).unwrap()).collect::<Vec<_>>();
-        store.abandon();
-        (sim, asks, answers, last_commit)
-    };
-    let (_, _, before_last, _) = build(false);
-    let (sim, asks, now, last_commit) = build(true);
-    assert!(before_last != now);
-    (Subject::new(sim, small_options, asks, before_last), last_commit)
 }
 
 /// The limit of what a flipped bit can hide: a commit for which no later one can testify. That is the last one alone,
@@ -499,132 +386,4 @@ fn a_flipped_bit_in_one_chunk_of_a_long_value_spoils_that_chunk_alone() {
 
 fn range_of(range: Range<u64>) -> Range<usize> {
     range.start as usize..range.end as usize
-}
-
-/// Bytes that a verification can tell apart from all others: of each such unit, one is flipped at a time.
-struct Unit {
-    path: PathBuf,
-    ranges: Vec<(Range<u64>, Region)>,
-    /// Where the damage is reported, where that is known to the byte.
-    offset: Option<u64>,
-}
-
-impl Unit {
-    fn len(&self) -> u64 {
-        self.ranges.iter().map(|(range, _)| range.end - range.start).sum()
-    }
-
-    fn byte(&self, mut nth: u64) -> Option<(u64, Region)> {
-        for (range, region) in &self.ranges {
-            let len = range.end - range.start;
-            if nth < len {
-                return Some((range.start + nth, *region));
-            }
-            nth -= len;
-        }
-        None
-    }
-}
-
-/// Flips the first byte of every unit, then the second, and so on, and verifies each time: every unit must be reported.
-/// Returns how many flips were reported, by region.
-fn verify_reports_each(subject: &Subject, units: &[Unit]) -> BTreeMap<Region, u64> {
-    let rounds = units.iter().map(Unit::len).max().unwrap_or_default();
-    let files: Vec<PathBuf> = subject.sim.files();
-    let (next, counts) = (AtomicU64::new(0), Mutex::new(BTreeMap::new()));
-    let worker = || {
-        let mut own: BTreeMap<Region, u64> = BTreeMap::new();
-        loop {
-            let round = next.fetch_add(1, Ordering::Relaxed);
-            if round >= rounds {
-                break;
-            }
-            let disk = subject.disk();
-            let mut flipped = Vec::new();
-            for unit in units {
-                let Some((offset, region)) = unit.byte(round) else { continue };
-                let file = files.iter().position(|path| *path == unit.path).expect("a unit is of a file");
-                disk.flip_bit(&unit.path, offset, bits(file, offset).start);
-                flipped.push((unit, offset, region));
-            }
-            let store = subject.open(&disk).unwrap_or_else(|error| panic!("round {round}: {error}"));
-            let report = store.verify(|_| {}).unwrap_or_else(|error| panic!("round {round}: {error}"));
-            store.abandon();
-            for (unit, offset, region) in flipped {
-                let named = report
-                    .damages
-                    .iter()
-                    .any(|damage| damage.path == unit.path && (unit.offset.is_none() || damage.offset == unit.offset));
-                let path = unit.path.display();
-                assert!(named, "ALIGHT_FLIPS_SEED={}: not reported: byte {offset} of {path} ({region})", seed());
-                *own.entry(region).or_default() += 1;
-            }
-        }
-        let mut counts = counts.lock();
-        own.into_iter().for_each(|(region, count)| *counts.entry(region).or_default() += count);
-    };
-    std::thread::scope(|scope| (0..WORKERS).map(|_| scope.spawn(worker)).for_each(drop));
-    counts.into_inner()
-}
-
-#[test]
-fn verification_reports_every_flipped_bit_but_those_between_values() {
-    let started = Instant::now();
-    let subject = closed();
-    let spans = atlas(&subject.sim);
-    // Values first: each is reported by its place, so all can be hit at once.
-    let value = |span: &Span| Unit {
-        path: span.path.clone(),
-        offset: Some(span.range.start),
-        ranges: vec![(span.range.clone(), span.region)],
-    };
-    let is_value = |span: &&Span| matches!(span.region, Region::Value | Region::DeadValue);
-    let values: Vec<Unit> = spans.iter().filter(is_value).map(value).collect();
-    let mut reported = verify_reports_each(&subject, &values);
-
-    // Of each file then, everything else that an open does not refuse by itself: one byte at a time.
-    let mut rest: BTreeMap<&PathBuf, Unit> = BTreeMap::new();
-    let mut refused: BTreeMap<Region, u64> = BTreeMap::new();
-    let mut unused: Vec<&Span> = Vec::new();
-    for span in &spans {
-        let opens = subject.resting_on(&span.path, span.range.clone()).iter().any(|(_, resting)| resting.open);
-        match span.region {
-            Region::Value | Region::DeadValue => {}
-            Region::Padding | Region::Lock => unused.push(span),
-            // `no_flipped_bit_is_believed` has shown that the open is refused.
-            region if opens => *refused.entry(region).or_default() += span.range.end - span.range.start,
-            region => {
-                let unit = || Unit { path: span.path.clone(), ranges: Vec::new(), offset: None };
-                rest.entry(&span.path).or_insert_with(unit).ranges.push((span.range.clone(), region));
-            }
-        }
-    }
-    let rest: Vec<Unit> = rest.into_values().collect();
-    for (region, count) in verify_reports_each(&subject, &rest) {
-        *reported.entry(region).or_default() += count;
-    }
-
-    // What is left is what no verification reports, and no reader reads: all of it at once.
-    let disk = subject.disk();
-    let mut between = 0;
-    for span in &unused {
-        for offset in span.range.clone() {
-            disk.flip_bit(&span.path, offset, 0);
-            between += 1;
-        }
-    }
-    let store = subject.open(&disk).unwrap();
-    assert!(store.verify(|_| {}).unwrap().is_sound());
-    for (ask, expected) in subject.asks.iter().zip(&subject.now) {
-        assert_eq!(ask.of(&store).unwrap(), *expected);
-    }
-    store.abandon();
-    println!("verification, {:.1} s, ALIGHT_FLIPS_SEED={}", started.elapsed().as_secs_f64(), seed());
-    for (region, count) in &reported {
-        println!("{region:34} {count:>10} reported");
-    }
-    for (region, count) in &refused {
-        println!("{region:34} {count:>10} refused by the open");
-    }
-    println!("{:34} {between:>10} not reported: padding between values, and the lock's words", "unused");
 }
