@@ -32,6 +32,8 @@
 //! that stays; [`StoreOptions`] for durability and sizes; [`Error`] for what can go wrong.
 
 mod config;
+#[expect(unsafe_code, reason = "cuFile is a C library")]
+pub mod cufile;
 mod device;
 mod error;
 mod index;
