@@ -31,6 +31,7 @@
 //! [`Store::create`], [`Store::put`], [`Store::get`]; [`Batch`] for several changes at once; [`Snapshot`] for a view
 //! that stays; [`StoreOptions`] for durability and sizes; [`Error`] for what can go wrong.
 
+mod capabilities;
 mod config;
 #[expect(unsafe_code, reason = "cuFile is a C library")]
 pub mod cufile;
@@ -45,6 +46,7 @@ mod store;
 mod tensor;
 
 pub use alight_format::{Dtype, FeatureFlags, StoreId, limits};
+pub use capabilities::{Answer, Capabilities, Capability};
 pub use device::{Device, DeviceBuffer, DeviceMemory};
 pub use error::{Damage, DisplayKey, Error, Result};
 pub use metrics::Metrics;

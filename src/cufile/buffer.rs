@@ -102,11 +102,13 @@ fn pointer(address: u64) -> *const c_void {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        let answer = self.device.make_current().map_err(|error| device_error("deregister", &error)).and_then(|_current| {
-            // SAFETY: the address was registered, is deregistered once, and no operation uses the memory.
-            let answer = unsafe { (self.cufile.functions().buffer_deregister)(pointer(self.address)) };
-            error::check(answer).map_err(|kind| Error::new("deregister", format!("memory on {}", self.device), kind))
-        });
+        let answer =
+            self.device.make_current().map_err(|error| device_error("deregister", &error)).and_then(|_current| {
+                // SAFETY: the address was registered, is deregistered once, and no operation uses the memory.
+                let answer = unsafe { (self.cufile.functions().buffer_deregister)(pointer(self.address)) };
+                error::check(answer)
+                    .map_err(|kind| Error::new("deregister", format!("memory on {}", self.device), kind))
+            });
         if let Err(error) = answer {
             tracing::warn!("{error}");
         }

@@ -171,19 +171,33 @@ impl Driver {
     }
 }
 
+/// cuFile's threads for operations on streams in compatibility mode. Its own default is none where no `cufile.json` says
+/// otherwise, as with the run-time package alone; each such operation fails then, with no code that says why.
+const IO_THREADS: usize = 4;
+
 /// Sets what must be set before, opens the driver, and asks for the library's version.
 fn open_here(functions: &Functions) -> std::result::Result<(u32, u32), ErrorKind> {
-    // What is set here comes before the environment, so the user's word there is not overridden.
+    let said = |what: &str, answer: sys::RawError| match error::check(answer) {
+        // Another library was first; its choice stands.
+        Ok(()) | Err(ErrorKind::Status { status: Status::DriverAlreadyOpen, .. }) => {}
+        Err(kind) => tracing::info!(%kind, "cuFile does not take {what}; its own setting stands"),
+    };
+    // What is set here comes before the environment and the configuration, so the user's word there is not overridden.
     if let Some(set) = functions.set_parameter_bool
         && std::env::var_os("CUFILE_ALLOW_COMPAT_MODE").is_none()
     {
         // SAFETY: takes no memory of ours.
-        let answer = unsafe { set(sys::PARAM_ALLOW_COMPAT_MODE, true) };
-        match error::check(answer) {
-            // Another library was first; its choice stands.
-            Ok(()) | Err(ErrorKind::Status { status: Status::DriverAlreadyOpen, .. }) => {}
-            Err(kind) => tracing::info!(%kind, "cuFile's compatibility mode could not be allowed; its own setting stands"),
-        }
+        said("compatibility mode", unsafe { set(sys::PARAM_ALLOW_COMPAT_MODE, true) });
+    }
+    if let (Some(set_size), Some(set_bool)) = (functions.set_parameter_size, functions.set_parameter_bool)
+        && std::env::var_os("CUFILE_ENV_PATH_JSON").is_none()
+        && !Path::new("/etc/cufile.json").exists()
+    {
+        // SAFETY: takes no memory of ours.
+        said("threads", unsafe { set_size(sys::PARAM_MAX_IO_THREADS, IO_THREADS) });
+        // 1.15 makes its threads only with this.
+        // SAFETY: as above.
+        said("parallel I/O", unsafe { set_bool(sys::PARAM_PARALLEL_IO, true) });
     }
     // SAFETY: takes nothing; may be called from any thread.
     match error::check(unsafe { (functions.driver_open)() }) {
@@ -280,7 +294,10 @@ mod tests {
     #[test]
     fn a_system_that_cufile_hangs_on_is_told_before_it_is_tried() {
         let why = would_hang(Path::new("/nowhere/modules")).unwrap();
-        assert!(why.contains("/nowhere/modules") && why.contains("hangs") && why.contains("another transport"), "{why}");
+        assert!(
+            why.contains("/nowhere/modules") && why.contains("hangs") && why.contains("another transport"),
+            "{why}"
+        );
         assert_eq!(would_hang(Path::new("/proc/self/maps")), None);
     }
 

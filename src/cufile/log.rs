@@ -62,7 +62,8 @@ mod tests {
         let place = folder.path().join("log");
         let before = env::current_dir().unwrap();
         let moved = place.clone();
-        let there = thread::spawn(move || move_this_thread_to(&moved).map(|()| env::current_dir().unwrap())).join().unwrap();
+        let there =
+            thread::spawn(move || move_this_thread_to(&moved).map(|()| env::current_dir().unwrap())).join().unwrap();
         match there {
             Ok(there) => assert_eq!(there, place.canonicalize().unwrap()),
             // A container's policy may forbid it.

@@ -96,8 +96,7 @@ impl Stream {
         };
         drop(current);
         let enqueued = error::check(answer).map_err(|kind| file.error(direction.verb(), kind));
-        let marked =
-            enqueued.and_then(|()| stream.mark().map_err(|error| device_error(direction.verb(), &error)));
+        let marked = enqueued.and_then(|()| stream.mark().map_err(|error| device_error(direction.verb(), &error)));
         match marked {
             Ok(mark) => Ok(Pending { held: ManuallyDrop::new(held), mark: Some(mark) }),
             Err(error) => {
@@ -115,11 +114,13 @@ impl Stream {
 impl Drop for Registered {
     fn drop(&mut self) {
         // Every transfer has a share of this, so none is in flight.
-        let answer = self.device.make_current().map_err(|error| device_error("deregister", &error)).and_then(|_current| {
-            // SAFETY: the stream was registered, is deregistered once, and is destroyed after this.
-            let answer = unsafe { (self.cufile.functions().stream_deregister)(self.stream.raw()) };
-            error::check(answer).map_err(|kind| Error::new("deregister", format!("a stream on {}", self.device), kind))
-        });
+        let answer =
+            self.device.make_current().map_err(|error| device_error("deregister", &error)).and_then(|_current| {
+                // SAFETY: the stream was registered, is deregistered once, and is destroyed after this.
+                let answer = unsafe { (self.cufile.functions().stream_deregister)(self.stream.raw()) };
+                error::check(answer)
+                    .map_err(|kind| Error::new("deregister", format!("a stream on {}", self.device), kind))
+            });
         if let Err(error) = answer {
             tracing::warn!("{error}");
         }

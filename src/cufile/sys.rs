@@ -123,6 +123,10 @@ pub(super) const OPCODE_READ: c_uint = 0;
 pub(super) const OPCODE_WRITE: c_uint = 1;
 /// `CUFILE_PARAM_PROPERTIES_ALLOW_COMPAT_MODE`.
 pub(super) const PARAM_ALLOW_COMPAT_MODE: c_uint = 1;
+/// `CUFILE_PARAM_EXECUTION_PARALLEL_IO`.
+pub(super) const PARAM_PARALLEL_IO: c_uint = 4;
+/// `CUFILE_PARAM_EXECUTION_MAX_IO_THREADS`.
+pub(super) const PARAM_MAX_IO_THREADS: c_uint = 2;
 /// `CU_FILE_STREAM_FIXED_*`: offsets and size are those of the call, not of the moment when the stream comes to it. Not
 /// `PAGE_ALIGNED_INPUTS` (8): any byte may be asked for.
 pub(super) const STREAM_INPUTS_FIXED: c_uint = 1 | 2 | 4;
@@ -145,6 +149,8 @@ macro_rules! functions {
             $( $(#[doc = $doc])* pub(super) $name: unsafe extern "C" fn($($type),*) $(-> $answer)?, )*
             /// Sets a switch before the driver opens. Since 1.14 (CUDA 12.9).
             pub(super) set_parameter_bool: Option<unsafe extern "C" fn(c_uint, bool) -> RawError>,
+            /// Sets a number before the driver opens. Since 1.14 (CUDA 12.9).
+            pub(super) set_parameter_size: Option<unsafe extern "C" fn(c_uint, usize) -> RawError>,
         }
 
         impl Functions {
@@ -160,6 +166,12 @@ macro_rules! functions {
                         // SAFETY: as above.
                         unsafe {
                             std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_uint, bool) -> RawError>(symbol)
+                        }
+                    }),
+                    set_parameter_size: library.symbol("cuFileSetParameterSizeT").map(|symbol| {
+                        // SAFETY: as above.
+                        unsafe {
+                            std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_uint, usize) -> RawError>(symbol)
                         }
                     }),
                 })
@@ -287,8 +299,12 @@ impl Opened {
     /// The file that the loader took.
     fn path(&self, name: &str) -> PathBuf {
         let found = self.symbol("cuFileGetVersion").and_then(|symbol| {
-            let mut facts =
-                libc::Dl_info { dli_fname: ptr::null(), dli_fbase: ptr::null_mut(), dli_sname: ptr::null(), dli_saddr: ptr::null_mut() };
+            let mut facts = libc::Dl_info {
+                dli_fname: ptr::null(),
+                dli_fbase: ptr::null_mut(),
+                dli_sname: ptr::null(),
+                dli_saddr: ptr::null_mut(),
+            };
             // SAFETY: the address is of a loaded library, and `facts` is a place for the answer.
             let answered = unsafe { libc::dladdr(symbol, &mut facts) } != 0;
             // SAFETY: the loader's text lives as long as the library, which is never unloaded.

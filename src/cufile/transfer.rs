@@ -4,10 +4,10 @@ use std::ffi::c_void;
 use std::io;
 use std::ptr;
 
+use super::Buffer;
 use super::error::{self, Error, ErrorKind, Result};
 use super::handle::File;
 use super::sys::Off;
-use super::Buffer;
 use crate::device::DeviceBuffer;
 
 /// What goes where: a range of a file and a range of a buffer of the same length. Any byte is a good beginning and a good

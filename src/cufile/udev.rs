@@ -37,7 +37,7 @@ fn ask_in(database: &Path, device: u64) -> Answer {
 }
 
 /// Major and minor number, as the kernel packs them into 64 bits.
-fn split(device: u64) -> (u64, u64) {
+pub(crate) fn split(device: u64) -> (u64, u64) {
     let major = (device >> 8 & 0xfff) | (device >> 32 & !0xfff);
     let minor = (device & 0xff) | (device >> 12 & !0xff);
     (major, minor & 0xffff_ffff)
@@ -55,7 +55,8 @@ impl Answer {
                 path.display()
             )),
             Answer::NoDisk => Some(
-                "the file is on no disk of its own (tmpfs, overlayfs, a network): put it on a local ext4 or xfs".to_string(),
+                "the file is on no disk of its own (tmpfs, overlayfs, a network): put it on a local ext4 or xfs"
+                    .to_string(),
             ),
         }
     }

@@ -3,9 +3,9 @@
 
 use std::ffi::c_void;
 
+use super::CudaDevice;
 use super::context::Entered;
 use super::stream::{Event, Stream};
-use super::CudaDevice;
 use crate::error::Result;
 
 /// The GPU's context is current on this thread while this lives.
@@ -51,4 +51,3 @@ impl ForeignStream {
         self.stream.synchronize().map_err(|error| self.device.context.error("wait for a stream", error))
     }
 }
-

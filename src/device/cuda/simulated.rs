@@ -68,10 +68,19 @@ struct Queue {
 }
 
 enum Job {
-    ToDevice { target: u64, source: Source },
-    ToHost { target: Range<usize>, source: u64 },
+    ToDevice {
+        target: u64,
+        source: Source,
+    },
+    ToHost {
+        target: Range<usize>,
+        source: u64,
+    },
     /// Work of another library on device memory: the first byte of what it uses, and what it does.
-    Foreign { device: u64, work: Box<dyn FnOnce(&mut Gpu) + Send> },
+    Foreign {
+        device: u64,
+        work: Box<dyn FnOnce(&mut Gpu) + Send>,
+    },
 }
 
 enum Source {
@@ -130,12 +139,12 @@ impl Simulated {
     }
 
     /// Makes this GPU's context the thread's own, as a caller's CUDA code does; says which one is current.
-    pub(in crate::device) fn make_current(&self) {
+    pub(crate) fn make_current(&self) {
         CONTEXTS.with_borrow_mut(|contexts| contexts.push(self.device.ordinal()));
     }
 
     /// The ordinals of the thread's contexts, the current one last.
-    pub(in crate::device) fn contexts() -> Vec<u32> {
+    pub(crate) fn contexts() -> Vec<u32> {
         CONTEXTS.with_borrow(Clone::clone)
     }
 }
