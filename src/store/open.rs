@@ -28,6 +28,9 @@ use crate::store::publish::{index_entry, publish};
 use crate::store::recover::{self, Found, Recovery, TailScan};
 use crate::store::segment::{Segment, Segments, read_header};
 
+/// The generation of the manifest that a store is made with.
+const FIRST_GENERATION: u64 = 1;
+
 /// A store's parts as recovery found them.
 pub(crate) struct Opened {
     pub(crate) layout: Layout,
@@ -192,7 +195,9 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
         let file = segments.file_for_append(&scan.segment)?;
         files.insert(scan.segment.id, file);
     }
-    if !leftovers.is_empty() || !found.is_empty() {
+    // There is no older manifest to fall back on, should the name of the first one be lost.
+    let first_manifest = manifest.generation == FIRST_GENERATION;
+    if !leftovers.is_empty() || !found.is_empty() || first_manifest {
         settle_names(&**storage, &layout, &found, &files)?;
     }
     settle(&recovery, &files)?;

@@ -251,6 +251,24 @@ pub(crate) fn killed_at(kill_at: u64) -> Run {
     })
 }
 
+/// A process dies at its call number `kill_at` while it makes the store; another one makes it, or opens it.
+fn killed_while_it_was_made(kill_at: u64) -> Run {
+    record("killed_while_it_was_made", false, |sim, asked| {
+        sim.inject(Fault::new(FaultKind::Eio, kill_at).from_then_on());
+        let made = tiny(sim).create_new(true).open(PATH);
+        let dead = made.is_err();
+        drop(made.map(Store::abandon));
+        sim.clear_faults();
+        sim.note("another process");
+        let store = tiny(sim).create(true).open(PATH).unwrap();
+        sim.marker(Mark::Created.number());
+        let lengths: &[usize] = if dead { &[300, 9000, 20_000, 500] } else { &[] };
+        let commits = lengths.iter().enumerate().map(|(n, &len)| vec![put(format!("k{n}"), n as u64, len)]);
+        commit_all(&scribe(sim, asked), &store, commits.collect());
+        store.abandon();
+    })
+}
+
 /// How many calls [`killed_at`] makes of its disk before it would die of itself.
 pub(crate) fn calls_to_be_killed_at() -> u64 {
     let run = killed_at(u64::MAX);
@@ -347,6 +365,27 @@ sound!(
     recovered_from_a_torn_tail,
     group_commit,
 );
+
+/// The story: killed after the first manifest got its name and before that name was durable. The next process found a
+/// store with nothing to recover, and acknowledged commits; a power cut took the manifest away, and with it everything.
+#[test]
+fn a_process_killed_while_it_makes_a_store_leaves_one_that_survives_power_cuts() {
+    let mut states = 0;
+    let mut kill_at = 0;
+    loop {
+        let run = killed_while_it_was_made(kill_at);
+        if run.asked.threads.lock().is_empty() {
+            break;
+        }
+        let tally = look(&run, &Look::quick());
+        states += tally.states;
+        if let Some(violation) = tally.violation {
+            panic!("killed at call {kill_at}: {violation}");
+        }
+        kill_at += 1;
+    }
+    println!("killed at each of {kill_at} calls of the making: {states} states");
+}
 
 #[test]
 fn a_process_killed_at_any_call_leaves_a_store_that_survives_power_cuts() {
