@@ -192,7 +192,7 @@ fn a_batch_reports_the_end_of_the_file_and_survives_being_dropped_in_flight() {
         transfer,
     };
     let mut batch = Batch::new(ground.cufile, &ground.gpu, 8).unwrap();
-    batch.submit([read(transfer((4 << 20) + 4096, 0, 2 << 20))]).unwrap();
+    batch.submit([read(transfer(LEN - 5000, 0, 1 << 20))]).unwrap();
     let done = batch.wait(TIME).unwrap();
     assert!(done[0].result.as_ref().unwrap_err().is_end_of_file(), "{done:?}");
     batch.submit((0..8).map(|n| read(transfer(n << 16, n << 20, 1 << 20)))).unwrap();
@@ -268,7 +268,9 @@ fn a_file_in_memory_is_refused_with_the_reason_or_read() {
     fs::write(&path, [0; 8192]).unwrap();
     match ground.cufile.open(&path, Access::Read) {
         Err(error) => {
-            assert_eq!(error.status(), Some(Status::HandleNotRegistered), "{error}");
+            // The second is the answer of 1.13 and 1.14.
+            let known = [Some(Status::HandleNotRegistered), Some(Status::InternalError)];
+            assert!(known.contains(&error.status()), "{error}");
             assert!(error.to_string().contains("tmpfs"), "{error}");
         }
         // Seen first with 1.20.

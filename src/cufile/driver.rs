@@ -171,10 +171,6 @@ impl Driver {
     }
 }
 
-/// cuFile's threads for operations on streams in compatibility mode. Its own default is none where no `cufile.json` says
-/// otherwise, as with the run-time package alone; each such operation fails then, with no code that says why.
-const IO_THREADS: usize = 4;
-
 /// Sets what must be set before, opens the driver, and asks for the library's version.
 fn open_here(functions: &Functions) -> std::result::Result<(u32, u32), ErrorKind> {
     let said = |what: &str, answer: sys::RawError| match error::check(answer) {
@@ -193,11 +189,15 @@ fn open_here(functions: &Functions) -> std::result::Result<(u32, u32), ErrorKind
         && std::env::var_os("CUFILE_ENV_PATH_JSON").is_none()
         && !Path::new("/etc/cufile.json").exists()
     {
-        // SAFETY: takes no memory of ours.
-        said("threads", unsafe { set_size(sys::PARAM_MAX_IO_THREADS, IO_THREADS) });
-        // 1.15 makes its threads only with this.
+        // Without a configuration, as with the run-time package alone, cuFile 1.15 has no threads, and every operation on a
+        // stream fails in compatibility mode, with no code that says why. All of these or none: with threads and nothing
+        // to split a request into, it divides by zero.
+        for (param, value) in sys::PARAMS_EXECUTION {
+            // SAFETY: takes no memory of ours.
+            said("threads", unsafe { set_size(param, value) });
+        }
         // SAFETY: as above.
-        said("parallel I/O", unsafe { set_bool(sys::PARAM_PARALLEL_IO, true) });
+        said("threads", unsafe { set_bool(sys::PARAM_PARALLEL_IO, true) });
     }
     // SAFETY: takes nothing; may be called from any thread.
     match error::check(unsafe { (functions.driver_open)() }) {
@@ -229,6 +229,8 @@ pub struct Properties {
     pub batch_entries_max: u32,
     /// The most bytes that one direct request moves; larger ones are split by cuFile.
     pub direct_io_bytes_max: u64,
+    /// The size of cuFile's own buffers. Before 1.15, no operation of a batch may be longer in compatibility mode.
+    pub buffer_bytes: u64,
     /// The device memory that cuFile may take for buffers of its own.
     pub device_cache_bytes_max: u64,
     /// The device memory that may be registered.
@@ -268,6 +270,7 @@ impl Properties {
             streams: bit(raw.feature_flags, 2),
             batch_entries_max: raw.max_batch_entries,
             direct_io_bytes_max: (nvfs.max_direct_io_kib as u64).saturating_mul(1024),
+            buffer_bytes: u64::from(raw.per_buffer_cache_kib) * 1024,
             device_cache_bytes_max: u64::from(raw.max_device_cache_kib) * 1024,
             registered_bytes_max: u64::from(raw.max_pinned_kib) * 1024,
         }

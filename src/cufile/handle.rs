@@ -34,12 +34,14 @@ pub enum Access {
 #[derive(Clone)]
 pub struct File(Arc<Registration>);
 
-/// What one registration stands for: the inode, and whether it may be written to.
+/// What one registration stands for: the inode, and how it is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct FileId {
     device: u64,
     inode: u64,
     writable: bool,
+    /// Past the page cache: cuFile has no direct path through another descriptor.
+    direct: bool,
 }
 
 /// A registered descriptor.
@@ -48,7 +50,6 @@ pub(super) struct Registration {
     raw: sys::Handle,
     id: FileId,
     path: PathBuf,
-    direct: bool,
     /// Closed after the registration is gone, since fields are dropped after the struct.
     descriptor: OwnedFd,
 }
@@ -80,10 +81,11 @@ impl CuFile {
 
     /// Registers an open file, through a descriptor of its own to the same open file. `path` is only for messages.
     ///
-    /// A file that is registered already, with the same access, is not registered again.
+    /// A file that is registered already, with the same access and the same way past the page cache or through it, is not
+    /// registered again.
     ///
     /// # Errors
-    /// [`ErrorKind::Status`] where cuFile refuses it: where the code is 5027, with what udev knows of the file's disk.
+    /// [`ErrorKind::Status`] where cuFile refuses it: where the code is 5027 (or, before 1.15, 5030), with what udev knows of the file's disk.
     pub fn register(&self, file: BorrowedFd<'_>, path: &Path) -> Result<File> {
         let descriptor = file.try_clone_to_owned().map_err(|error| os_error("duplicate", path, &error))?;
         self.register_owned(descriptor, path)
@@ -94,7 +96,8 @@ impl CuFile {
         let facts = file.metadata().map_err(|error| os_error("look at", path, &error))?;
         let flags = status_flags(&file).map_err(|error| os_error("look at", path, &error))?;
         let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        let id = FileId { device: facts.dev(), inode: facts.ino(), writable };
+        let direct = flags & libc::O_DIRECT != 0;
+        let id = FileId { device: facts.dev(), inode: facts.ino(), writable, direct };
         // Held while cuFile registers, so that two threads do not register the same file.
         let mut files = self.driver().files.lock();
         if let Some(known) = files.get(&id).and_then(Weak::upgrade) {
@@ -111,19 +114,16 @@ impl CuFile {
         let answer = unsafe { (self.functions().handle_register)(&raw mut raw, &raw mut descr) };
         error::check(answer).map_err(|kind| {
             let remedy = match kind {
-                ErrorKind::Status { status: Status::HandleNotRegistered, .. } => udev::ask(id.device).remedy(),
+                // The second is the answer of 1.13 and 1.14.
+                ErrorKind::Status { status: Status::HandleNotRegistered | Status::InternalError, .. } => {
+                    udev::ask(id.device).remedy()
+                }
                 _ => None,
             };
             Error::new("register", path.display().to_string(), kind).with_remedy(remedy)
         })?;
-        let registration = Arc::new(Registration {
-            cufile: *self,
-            raw,
-            id,
-            path: path.to_path_buf(),
-            direct: flags & libc::O_DIRECT != 0,
-            descriptor: file.into(),
-        });
+        let registration =
+            Arc::new(Registration { cufile: *self, raw, id, path: path.to_path_buf(), descriptor: file.into() });
         files.insert(id, Arc::downgrade(&registration));
         Ok(File(registration))
     }
@@ -155,7 +155,7 @@ impl File {
 
     /// Whether it is open past the page cache. Where it is not, cuFile has no direct path to it.
     pub fn is_direct(&self) -> bool {
-        self.0.direct
+        self.0.id.direct
     }
 
     /// The descriptor that is registered.

@@ -125,8 +125,9 @@ pub(super) const OPCODE_WRITE: c_uint = 1;
 pub(super) const PARAM_ALLOW_COMPAT_MODE: c_uint = 1;
 /// `CUFILE_PARAM_EXECUTION_PARALLEL_IO`.
 pub(super) const PARAM_PARALLEL_IO: c_uint = 4;
-/// `CUFILE_PARAM_EXECUTION_MAX_IO_THREADS`.
-pub(super) const PARAM_MAX_IO_THREADS: c_uint = 2;
+/// Numbers of `CUFILE_PARAM_EXECUTION_*`, with the values of the `cufile.json` that the CUDA toolkit installs: threads, the
+/// size in KiB from which a request is split, and into how many.
+pub(super) const PARAMS_EXECUTION: [(c_uint, usize); 4] = [(1, 128), (2, 4), (3, 8192), (4, 4)];
 /// `CU_FILE_STREAM_FIXED_*`: offsets and size are those of the call, not of the moment when the stream comes to it. Not
 /// `PAGE_ALIGNED_INPUTS` (8): any byte may be asked for.
 pub(super) const STREAM_INPUTS_FIXED: c_uint = 1 | 2 | 4;
