@@ -180,6 +180,88 @@ pub enum Error {
         /// The bytes that the device had free.
         free: u64,
     },
+
+    /// An operation did not end within its deadline. What it was given stays with it until the hardware is done.
+    #[error("{operation} {} took longer than {after_ms} ms; the disk or the route to it may be stuck", path.display())]
+    Timeout {
+        /// What was being done, as a verb: "read", "write".
+        operation: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The deadline that was missed.
+        after_ms: u64,
+    },
+
+    /// An operation was given up before it was done: its pipeline was shut down, or nobody waits for it any more.
+    #[error("{operation} {} was given up before it was done", path.display())]
+    Cancelled {
+        /// What was to be done, as a verb.
+        operation: &'static str,
+        /// On which file.
+        path: PathBuf,
+    },
+
+    /// A file ends before the bytes that were asked for.
+    #[error("{} has {len_bytes} bytes; {needed_bytes} were needed", path.display())]
+    FileTooShort {
+        /// The file.
+        path: PathBuf,
+        /// The length that it would have to have.
+        needed_bytes: u64,
+        /// The length that it has.
+        len_bytes: u64,
+    },
+
+    /// A route to the device cannot serve the call, though nothing is wrong with the file; another route may.
+    #[error("the {route} route cannot serve this: {why}")]
+    RouteUnavailable {
+        /// The route's name.
+        route: &'static str,
+        /// What it lacks, and the remedy where there is one.
+        why: String,
+    },
+
+    /// An operation failed as often as it was to be tried.
+    #[error("{source} ({attempts} attempts)")]
+    RetriesExhausted {
+        /// How often it was tried.
+        attempts: u32,
+        /// What the last attempt said.
+        source: Box<Error>,
+    },
+
+    /// Mapped regions in use leave too little of the memory that is set aside for them.
+    #[error("mapping needs {needed} bytes; regions that are in use leave {available}")]
+    RegionMemory {
+        /// The bytes that the new region takes.
+        needed: u64,
+        /// The most that evicting every region not in use would leave.
+        available: u64,
+    },
+
+    /// A range overlaps, without lying in it, a mapped region that is in use.
+    #[error("{start}..{end} of {} overlaps the mapped region {region_start}..{region_end}, which is in use", path.display())]
+    RegionInUse {
+        /// The file.
+        path: PathBuf,
+        /// The first byte that was asked for.
+        start: u64,
+        /// One past the last byte that was asked for.
+        end: u64,
+        /// The first byte of the region in use.
+        region_start: u64,
+        /// One past its last byte.
+        region_end: u64,
+    },
+
+    /// A thread of alight's own ended in a panic: a mistake in alight, or in a callback that it was given.
+    #[error("{operation} ended in a panic: {why}")]
+    Panicked {
+        /// What was being done.
+        operation: &'static str,
+        /// The panic's words.
+        why: String,
+    },
 }
 
 /// Where bytes on disk were found to be wrong.

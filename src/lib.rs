@@ -36,18 +36,25 @@
 #[doc = include_str!("../README.md")]
 pub struct Readme;
 
+mod capabilities;
 mod config;
+#[expect(unsafe_code, reason = "cuFile is a C library")]
+pub mod cufile;
 mod device;
 mod error;
+pub mod gds;
 mod index;
 mod io;
 mod metrics;
+mod prefetch;
+mod region;
 #[doc(hidden)]
 pub mod storage;
 mod store;
 mod tensor;
 
 pub use alight_format::{Dtype, FeatureFlags, StoreId, limits};
+pub use capabilities::{Answer, Capabilities, Capability};
 pub use device::{Device, DeviceBuffer, DeviceMemory};
 pub use error::{Damage, DisplayKey, Error, Result};
 pub use metrics::Metrics;

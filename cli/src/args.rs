@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::bench::BenchArgs;
 use crate::commands::demo::DemoArgs;
+use crate::commands::doctor::DoctorArgs;
 use crate::commands::export::ExportArgs;
 use crate::commands::get::GetArgs;
 use crate::commands::import::ImportArgs;
@@ -65,6 +66,8 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Measure puts and gets beside what the disk itself gives in the same run.
     Bench(BenchArgs),
+    /// Say what this machine can do, and what to do about what it cannot: GPU, cuFile, disk, kernel.
+    Doctor(DoctorArgs),
 }
 
 /// A device as the command line names it; opened only when the command comes to use it.

@@ -3,11 +3,13 @@
 use crc32fast::Hasher;
 
 /// The CRC-32 of some bytes.
+#[inline]
 pub fn crc32(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
 
 /// The CRC-32 of bytes that follow others, from the CRC-32 of those.
+#[inline]
 pub(crate) fn crc32_after(before: u32, bytes: &[u8]) -> u32 {
     let mut whole = Hasher::new_with_initial(before);
     whole.update(bytes);

@@ -10,6 +10,7 @@ impl<const N: usize> Field<N> {
         Self { at }
     }
 
+    #[inline]
     pub(crate) const fn span(&self) -> (usize, usize) {
         (self.at, self.at + N)
     }
@@ -19,6 +20,7 @@ impl<const N: usize> Field<N> {
     }
 
     /// The field's bytes. The part's length was checked before.
+    #[inline]
     pub(crate) fn get(&self, part: &[u8]) -> [u8; N] {
         let (start, end) = self.span();
         part[start..end].try_into().expect("a field is as long as its span")
@@ -33,6 +35,7 @@ impl<const N: usize> Field<N> {
 macro_rules! integer_field {
     ($bytes:literal, $integer:ty) => {
         impl Field<$bytes> {
+            #[inline]
             pub(crate) fn read(&self, part: &[u8]) -> $integer {
                 <$integer>::from_le_bytes(self.get(part))
             }

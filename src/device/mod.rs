@@ -10,6 +10,7 @@
 mod buffer;
 #[expect(unsafe_code, reason = "the CUDA driver is a C library")]
 mod cuda;
+mod foreign;
 mod host;
 #[expect(unsafe_code, reason = "one pinned mapping is cut into slots that have an owner each")]
 mod slab;
@@ -28,6 +29,9 @@ use std::str::FromStr;
 use parking_lot::Mutex;
 
 pub use buffer::DeviceBuffer;
+#[cfg(test)]
+pub(crate) use cuda::simulated;
+pub(crate) use foreign::{Current, ForeignStream, Mark};
 
 use crate::error::{Error, Result};
 use buffer::Memory;
@@ -187,6 +191,12 @@ impl Device {
         }
         Ok(staging.insert(Staging::new(self, SLOTS, SLOT_BYTES)?).clone())
     }
+}
+
+/// A simulated GPU of its own, so that the layers above are tested on one everywhere.
+#[cfg(test)]
+pub(crate) fn simulated_gpu() -> Device {
+    Device(Kind::Cuda(cuda::simulated::Simulated::new().device))
 }
 
 /// The range of `len` bytes at `offset`, if all of it lies inside a buffer of `total` bytes.

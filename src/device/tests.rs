@@ -40,7 +40,8 @@ impl Random {
 }
 
 impl Simulated {
-    fn handle(&self) -> Device {
+    /// The device as callers see it.
+    pub(crate) fn handle(&self) -> Device {
         Device(Kind::Cuda(self.device))
     }
 }

@@ -99,6 +99,11 @@ impl Run {
         self.reader.get(key).map_err(|error| failure(&self.path, error))
     }
 
+    /// [`get`](Run::get), faster for a key that is there and slower for one that is not: for the run where most keys are.
+    pub(crate) fn get_likely(&self, key: &[u8]) -> Result<Option<IndexEntry>> {
+        self.reader.get_likely(key).map_err(|error| failure(&self.path, error))
+    }
+
     /// All entries from a key on, in order.
     pub(crate) fn range(&self, from: Bound<&[u8]>) -> impl Iterator<Item = Result<IndexEntry>> + '_ {
         self.reader.range(from).map(|entry| entry.map_err(|error| failure(&self.path, error)))

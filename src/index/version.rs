@@ -36,12 +36,14 @@ impl Version {
         if let Some(entry) = self.overlay.get(key).or_else(|| self.frozen.get(key)) {
             return Ok(Some(Arc::clone(entry)));
         }
-        for run in self.runs.iter() {
+        let Some((oldest, newer)) = self.runs.split_last() else { return Ok(None) };
+        for run in newer {
             if let Some(entry) = run.get(key)? {
                 return Ok(Some(Arc::new(entry)));
             }
         }
-        Ok(None)
+        // The oldest run is the largest by far, and what no newer one knows is most likely there.
+        Ok(oldest.get_likely(key)?.map(Arc::new))
     }
 
     /// The entry under a key, if it leads to a value.

@@ -1,13 +1,22 @@
 //! Moves extents between files and devices. Knows segments by their files, and blobs by offset and length; knows no keys.
 //!
 //! # Invariants
-//! - Every byte that arrives is checked against its checksum before the caller sees it.
+//! - Every byte of a value is checked against its checksum before the caller sees it. Plain files have none.
+//! - An operation in flight owns its memory.
 //! - Host memory in use is bounded by the buffers named in [`config`](crate::config), whatever is moved.
 
+pub(crate) mod buffered;
+pub(crate) mod double_buffer;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod payload;
+pub(crate) mod pipeline;
 mod plan;
 mod pump;
 mod read;
+pub(crate) mod retry;
+pub(crate) mod staged;
+pub(crate) mod transport;
 
 pub(crate) use payload::{Blob, PayloadStream, lay_out};
 pub(crate) use plan::{Extent, ReadPlan};

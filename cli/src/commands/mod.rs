@@ -13,6 +13,7 @@ use crate::output::Output;
 
 pub(crate) mod bench;
 pub(crate) mod demo;
+pub(crate) mod doctor;
 pub(crate) mod export;
 pub(crate) mod get;
 pub(crate) mod import;
@@ -36,6 +37,7 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Stat(args) => stat::run(&args, output),
         Command::Verify(args) => verify::run(&args, output),
         Command::Bench(args) => bench::run(&args, output),
+        Command::Doctor(args) => doctor::run(&args, output),
     }
 }
 

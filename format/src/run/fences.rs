@@ -24,7 +24,7 @@ use crate::layout::{Field, tiles};
 use crate::limits::KEY_BYTES_MAX;
 
 /// The length that a builder gives a node.
-const NODE_BYTES_TARGET: usize = 1024;
+const NODE_BYTES_TARGET: usize = 2048;
 
 /// No node is longer.
 pub(super) const NODE_BYTES_MAX: u64 = 4096;
@@ -62,18 +62,19 @@ const _: () = assert!(tiles(
 ));
 
 /// A node takes two children always, so that every level is at most half as long as the one below.
-const _: () = assert!(node_len(2, KEY_BYTES_MAX, 0) as u64 <= NODE_BYTES_MAX);
+const _: () = assert!(node_len(2, KEY_BYTES_MAX, 0) <= NODE_BYTES_TARGET && NODE_BYTES_TARGET as u64 <= NODE_BYTES_MAX);
 
 /// The bytes used by a node of so many children, whose separators have a common prefix and suffixes of so many bytes.
 const fn node_len(count: usize, prefix_len: usize, suffixes_len: usize) -> usize {
     HEAD_BYTES + 10 * (count - 1) + 4 * count + prefix_len + suffixes_len
 }
 
+#[inline]
 fn head_of(suffix: &[u8]) -> u64 {
-    match suffix.first_chunk() {
-        Some(head) => u64::from_be_bytes(*head),
-        None => suffix.iter().rev().fold(0, |head, byte| (head >> 8) | (u64::from(*byte) << 56)),
-    }
+    let mut head = [0; 8];
+    let len = suffix.len().min(8);
+    head[..len].copy_from_slice(&suffix[..len]);
+    u64::from_be_bytes(head)
 }
 
 /// A node being filled.
@@ -106,14 +107,14 @@ impl NodeBuilder {
         self.children.push(u32::try_from(end).expect("the few children of one node are short"));
     }
 
-    /// Adds a child and what separates it from the one before, unless the node is full. The second child always fits.
+    /// Adds a child and what separates it from the one before, unless the node is full.
     fn try_push(&mut self, separator: &[u8], child_bytes: u64) -> bool {
         let count = self.children.len() + 1;
         let first = &self.separators[..self.ends.first().copied().unwrap_or(0)];
         let prefix_len =
             if self.ends.is_empty() { separator.len() } else { common_prefix(&first[..self.prefix_len], separator) };
         let suffixes_len = self.separators.len() + separator.len() - (count - 1) * prefix_len;
-        if node_len(count, prefix_len, suffixes_len) > NODE_BYTES_TARGET && count > 2 {
+        if node_len(count, prefix_len, suffixes_len) > NODE_BYTES_TARGET {
             return false;
         }
         self.prefix_len = prefix_len;
@@ -249,78 +250,54 @@ pub(super) struct Child {
     pub(super) len: usize,
 }
 
-/// A node, its checksum not looked at.
+/// A node, its checksum not looked at. Where its parts lie is computed when they are asked for: a search needs few of them.
 #[derive(Clone, Copy)]
 pub(super) struct Node<'b> {
     bytes: &'b [u8],
     at: u64,
     pub(super) count: usize,
-    base: u64,
-    heads: &'b [[u8; 8]],
-    ends: &'b [[u8; 4]],
-    suffix_ends: &'b [[u8; 2]],
-    prefix: &'b [u8],
-    suffixes: &'b [u8],
-    used: usize,
+    prefix_len: usize,
 }
 
 impl<'b> Node<'b> {
     /// The node that lies at `at`, which must be of this level.
     #[inline]
     pub(super) fn decode(bytes: &'b [u8], at: u64, level: u32) -> Result<Self, FormatError> {
-        let node = Self::parse(bytes, at).ok_or_else(|| damaged("a fence node that does not decode", at))?;
-        let right = u32::from(LEVEL.read(bytes)) == level && usize::from(LENGTH.read(bytes)) == bytes.len();
-        if right { Ok(node) } else { Err(damaged("a fence node that is none of its level", at)) }
-    }
-
-    #[inline]
-    fn parse(bytes: &'b [u8], at: u64) -> Option<Self> {
-        let head = bytes.get(..HEAD_BYTES)?;
-        let count = usize::from(COUNT.read(head));
-        let separators = count.checked_sub(1)?;
-        let used = usize::from(USED.read(head));
-        let (heads, rest) = bytes.get(HEAD_BYTES..used)?.split_at_checked(8 * separators)?;
-        let (ends, rest) = rest.split_at_checked(4 * count)?;
-        let (suffix_ends, rest) = rest.split_at_checked(2 * separators)?;
-        let (prefix, suffixes) = rest.split_at_checked(usize::from(PREFIX_LEN.read(head)))?;
-        Some(Self {
-            bytes,
-            at,
-            count,
-            base: BASE.read(head),
-            heads: heads.as_chunks().0,
-            ends: ends.as_chunks().0,
-            suffix_ends: suffix_ends.as_chunks().0,
-            prefix,
-            suffixes,
-            used,
-        })
+        let Some(head) = bytes.first_chunk::<HEAD_BYTES>() else {
+            return Err(damaged("a fence node that is cut short", at));
+        };
+        let (count, prefix_len) = (usize::from(COUNT.read(head)), usize::from(PREFIX_LEN.read(head)));
+        if count > 0 && u32::from(LEVEL.read(head)) == level && usize::from(LENGTH.read(head)) == bytes.len() {
+            Ok(Self { bytes, at, count, prefix_len })
+        } else {
+            Err(damaged("a fence node that is none of its level", at))
+        }
     }
 
     /// The child that a key leads to.
     #[inline]
     pub(super) fn search(&self, key: &[u8]) -> Result<Child, FormatError> {
-        let lying = || damaged("a fence node that leads nowhere", self.at);
-        let child = self.child_of(key).ok_or_else(lying)?;
-        self.child(child).ok_or_else(lying)
+        let child = self.child_of(key).and_then(|child| self.child(child));
+        child.ok_or_else(|| damaged("a fence node that leads nowhere", self.at))
     }
 
     /// Which child a key leads to: how many separators are not above it.
     #[inline]
     fn child_of(&self, key: &[u8]) -> Option<usize> {
-        let start = &key[..key.len().min(self.prefix.len())];
-        let suffix = match start.cmp(self.prefix) {
+        let prefix = self.prefix()?;
+        let start = &key[..key.len().min(prefix.len())];
+        let suffix = match start.cmp(prefix) {
             Ordering::Less => return Some(0),
-            Ordering::Greater => return Some(self.heads.len()),
+            Ordering::Greater => return Some(self.count - 1),
             Ordering::Equal => &key[start.len()..],
         };
         let head = head_of(suffix);
-        // All are counted, and not searched by halves: the lines of a node that no cache holds come at once then.
-        let mut low = self.heads.iter().map(|other| usize::from(u64::from_le_bytes(*other) < head)).sum::<usize>();
-        if self.heads.get(low).is_none_or(|other| u64::from_le_bytes(*other) != head) {
+        let heads = self.heads()?;
+        let mut low = heads.partition_point(|other| u64::from_le_bytes(*other) < head);
+        if heads.get(low).is_none_or(|other| u64::from_le_bytes(*other) != head) {
             return Some(low);
         }
-        let mut high = low + self.heads[low..].partition_point(|other| u64::from_le_bytes(*other) <= head);
+        let mut high = low + heads[low..].partition_point(|other| u64::from_le_bytes(*other) <= head);
         while low < high {
             let middle = low.midpoint(high);
             if self.suffix(middle)? <= suffix { low = middle + 1 } else { high = middle }
@@ -329,23 +306,45 @@ impl<'b> Node<'b> {
     }
 
     #[inline]
+    fn heads(&self) -> Option<&'b [[u8; 8]]> {
+        Some(self.bytes.get(HEAD_BYTES..HEAD_BYTES + 8 * (self.count - 1))?.as_chunks().0)
+    }
+
+    #[inline]
+    fn prefix(&self) -> Option<&'b [u8]> {
+        let at = node_len(self.count, 0, 0);
+        self.bytes.get(at..at + self.prefix_len)
+    }
+
     fn suffix(&self, index: usize) -> Option<&'b [u8]> {
-        let start = index.checked_sub(1).map_or(0, |before| u16::from_le_bytes(self.suffix_ends[before]));
-        self.suffixes.get(usize::from(start)..usize::from(u16::from_le_bytes(*self.suffix_ends.get(index)?)))
+        let ends_at = HEAD_BYTES + 8 * (self.count - 1) + 4 * self.count;
+        let end = |index: usize| u16_at(self.bytes, ends_at + 2 * index).map(usize::from);
+        if index >= self.count - 1 {
+            return None;
+        }
+        let start = if index == 0 { 0 } else { end(index - 1)? };
+        let suffixes_at = node_len(self.count, self.prefix_len, 0);
+        self.bytes.get(suffixes_at + start..suffixes_at + end(index)?)
     }
 
     /// Where a child lies.
     #[inline]
     pub(super) fn child(&self, index: usize) -> Option<Child> {
-        let start = index.checked_sub(1).map_or(0, |before| u32::from_le_bytes(self.ends[before]));
-        let len = u32::from_le_bytes(*self.ends.get(index)?).checked_sub(start)?;
+        let ends_at = HEAD_BYTES + 8 * (self.count - 1);
+        let end = |index: usize| Some(u32::from_le_bytes(*self.bytes.get(ends_at + 4 * index..)?.first_chunk()?));
+        if index >= self.count {
+            return None;
+        }
+        let start = if index == 0 { 0 } else { end(index - 1)? };
+        let len = end(index)?.checked_sub(start)?;
         let bytes = |units: u32| u64::from(units) * NODE_ALIGN_BYTES;
-        Some(Child { at: self.base.checked_add(bytes(start))?, len: usize::try_from(bytes(len)).ok()? })
+        let at = BASE.read(self.bytes).checked_add(bytes(start))?;
+        Some(Child { at, len: usize::try_from(bytes(len)).ok()? })
     }
 
     /// What separates a child, but the first, from the one before it.
     pub(super) fn separator(&self, child: usize) -> Option<Vec<u8>> {
-        Some([self.prefix, self.suffix(child.checked_sub(1)?)?].concat())
+        Some([self.prefix()?, self.suffix(child.checked_sub(1)?)?].concat())
     }
 
     /// Whether the checksum holds, every byte without a meaning is zero, and the heads are those of the suffixes.
@@ -353,14 +352,20 @@ impl<'b> Node<'b> {
         if CRC.read(self.bytes) != seal.crc(self.at, &self.bytes[CRC.span().1..]) {
             return Err(damaged("a fence node with a wrong checksum", self.at));
         }
-        let heads_are_right = (0..self.heads.len())
-            .all(|index| self.suffix(index).is_some_and(|suffix| head_of(suffix).to_le_bytes() == self.heads[index]));
-        let suffixes_end = self.suffix_ends.last().map_or(0, |end| usize::from(u16::from_le_bytes(*end)));
-        let canonical = heads_are_right
-            && suffixes_end == self.suffixes.len()
-            && u16_at(self.bytes, RESERVED.span().0) == Some(0)
-            && self.bytes[self.used..].iter().all(|byte| *byte == 0);
-        if canonical { Ok(()) } else { Err(damaged("a fence node that contradicts itself", self.at)) }
+        let consistent = || {
+            let heads = self.heads()?;
+            let mut used = node_len(self.count, self.prefix_len, 0);
+            for (index, head) in heads.iter().enumerate() {
+                let suffix = self.suffix(index)?;
+                if head_of(suffix).to_le_bytes() != *head {
+                    return None;
+                }
+                used += suffix.len();
+            }
+            let zeros = RESERVED.read(self.bytes) == 0 && self.bytes.get(used..)?.iter().all(|byte| *byte == 0);
+            (zeros && usize::from(USED.read(self.bytes)) == used).then_some(())
+        };
+        consistent().ok_or_else(|| damaged("a fence node that contradicts itself", self.at))
     }
 }
 

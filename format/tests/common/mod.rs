@@ -100,6 +100,7 @@ pub(crate) fn assert_like_oracle(bytes: &[u8], oracle: &Oracle) {
     let questions = oracle.len().div_ceil(500).max(1);
     for key in oracle.keys().step_by(questions).flat_map(|key| neighbours(key)).chain([vec![], vec![255; 1024]]) {
         assert_eq!(run.get(&key).unwrap().as_ref(), oracle.get(&key), "{key:?}");
+        assert_eq!(run.get_likely(&key).unwrap().as_ref(), oracle.get(&key), "{key:?}");
         assert!(run.may_contain(&key).unwrap() || !oracle.contains_key(&key));
         for from in [Included(key.as_slice()), Excluded(key.as_slice())] {
             let found = run.range(from).take(3).map(Result::unwrap);

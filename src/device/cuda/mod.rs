@@ -13,9 +13,10 @@ mod context;
 mod copies;
 mod driver;
 mod error;
+mod foreign;
 mod memory;
 #[cfg(test)]
-pub(super) mod simulated;
+pub(crate) mod simulated;
 mod stream;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 pub(super) use copies::Copies;
+pub(super) use foreign::{Current, ForeignStream};
 pub(super) use memory::{CudaMemory, Pinned};
 pub(super) use stream::Event;
 

@@ -40,7 +40,7 @@ thread_local! {
 }
 
 #[derive(Default)]
-struct Gpu {
+pub(crate) struct Gpu {
     allocations: BTreeMap<u64, Vec<u8>>,
     next_address: u64,
     pinned: BTreeMap<usize, usize>,
@@ -68,8 +68,19 @@ struct Queue {
 }
 
 enum Job {
-    ToDevice { target: u64, source: Source },
-    ToHost { target: Range<usize>, source: u64 },
+    ToDevice {
+        target: u64,
+        source: Source,
+    },
+    ToHost {
+        target: Range<usize>,
+        source: u64,
+    },
+    /// Work of another library on device memory: the first byte of what it uses, and what it does.
+    Foreign {
+        device: u64,
+        work: Box<dyn FnOnce(&mut Gpu) + Send>,
+    },
 }
 
 enum Source {
@@ -79,13 +90,13 @@ enum Source {
 }
 
 /// A handle to a simulated GPU of its own.
-pub(in crate::device) struct Simulated {
+pub(crate) struct Simulated {
     pub(in crate::device) device: &'static CudaDevice,
     gpu: Arc<Mutex<Gpu>>,
 }
 
 impl Simulated {
-    pub(in crate::device) fn new() -> Simulated {
+    pub(crate) fn new() -> Simulated {
         static ORDINALS: AtomicU32 = AtomicU32::new(1000);
         let ordinal = ORDINALS.fetch_add(1, Ordering::Relaxed);
         let gpu = Arc::new(Mutex::new(Gpu { next_address: 1 << 40, whim: u64::from(ordinal), ..Gpu::default() }));
@@ -95,26 +106,26 @@ impl Simulated {
     }
 
     /// Calls that the GPU has answered so far.
-    pub(in crate::device) fn calls(&self) -> u64 {
+    pub(crate) fn calls(&self) -> u64 {
         self.gpu.lock().calls
     }
 
     /// Fails the call after the next `calls` ones with a code, once or, where the GPU is lost with it, from then on.
-    pub(in crate::device) fn fail_after(&self, calls: u64, code: Code, loses_gpu: bool) {
+    pub(crate) fn fail_after(&self, calls: u64, code: Code, loses_gpu: bool) {
         let mut gpu = self.gpu.lock();
         gpu.fail = Some(Failure { call: gpu.calls + calls + 1, code, loses_gpu });
     }
 
     /// Fails nothing more. What is lost stays lost.
-    pub(in crate::device) fn fail_no_more(&self) {
+    pub(crate) fn fail_no_more(&self) {
         self.gpu.lock().fail = None;
     }
 
-    pub(in crate::device) fn allocated_bytes(&self) -> u64 {
+    pub(crate) fn allocated_bytes(&self) -> u64 {
         self.gpu.lock().allocations.values().map(|bytes| bytes.len() as u64).sum()
     }
 
-    pub(in crate::device) fn streams(&self) -> usize {
+    pub(crate) fn streams(&self) -> usize {
         self.gpu.lock().streams.len()
     }
 
@@ -128,12 +139,12 @@ impl Simulated {
     }
 
     /// Makes this GPU's context the thread's own, as a caller's CUDA code does; says which one is current.
-    pub(in crate::device) fn make_current(&self) {
+    pub(crate) fn make_current(&self) {
         CONTEXTS.with_borrow_mut(|contexts| contexts.push(self.device.ordinal()));
     }
 
     /// The ordinals of the thread's contexts, the current one last.
-    pub(in crate::device) fn contexts() -> Vec<u32> {
+    pub(crate) fn contexts() -> Vec<u32> {
         CONTEXTS.with_borrow(Clone::clone)
     }
 }
@@ -164,8 +175,15 @@ impl Gpu {
             Job::ToDevice { source: Source::Pinned(host), .. } | Job::ToHost { target: host, .. } => {
                 host.start < range.end && range.start < host.end
             }
-            Job::ToDevice { .. } => false,
+            Job::ToDevice { .. } | Job::Foreign { .. } => false,
         })
+    }
+
+    /// The bytes of device memory, where all of them are in one allocation.
+    pub(crate) fn memory(&mut self, address: u64, len: usize) -> Option<&mut [u8]> {
+        let (start, bytes) = self.allocations.range_mut(..=address).next_back()?;
+        let offset = usize::try_from(address - start).ok()?;
+        bytes.get_mut(offset..offset.checked_add(len)?)
     }
 
     /// The bytes of device memory; out of bounds is the end of the test process.
@@ -197,6 +215,7 @@ impl Gpu {
 
     fn execute(&mut self, job: Job) {
         match job {
+            Job::Foreign { work, .. } => work(self),
             Job::ToDevice { target, source: Source::Taken(bytes) } => {
                 self.device_bytes(target, bytes.len()).copy_from_slice(&bytes);
             }
@@ -226,6 +245,19 @@ fn on_current(call: impl FnOnce(&mut Gpu) -> Result<(), Code>) -> Code {
     let gpu = Arc::clone(&GPUS.lock()[&ordinal]);
     let mut gpu = gpu.lock();
     code(gpu.begin().and_then(|()| call(&mut gpu)))
+}
+
+/// For a simulation of another library: the GPU whose context is current on this thread, if any is.
+pub(crate) fn current<R>(use_it: impl FnOnce(&mut Gpu) -> R) -> Option<R> {
+    let ordinal = CONTEXTS.with_borrow(|contexts| contexts.last().copied())?;
+    let gpu = Arc::clone(&GPUS.lock()[&ordinal]);
+    let mut gpu = gpu.lock();
+    Some(use_it(&mut gpu))
+}
+
+/// Enqueues work of another library on a stream of the current GPU; false where there is no such stream.
+pub(crate) fn enqueue(stream: *mut c_void, device: u64, work: Box<dyn FnOnce(&mut Gpu) + Send>) -> bool {
+    current(|gpu| gpu.enqueue(stream.addr(), Job::Foreign { device, work })).is_some_and(|answer| answer.is_ok())
 }
 
 fn handle<T>() -> *mut T {
@@ -344,7 +376,9 @@ unsafe extern "C" fn memory_free(address: CUdeviceptr) -> Code {
         let bytes = gpu.allocations.remove(&address).ok_or(INVALID_VALUE)?;
         let range = address..address + bytes.len() as u64;
         let used = gpu.streams.values().flat_map(|queue| &queue.jobs).any(|job| match job {
-            Job::ToDevice { target: device, .. } | Job::ToHost { source: device, .. } => range.contains(device),
+            Job::ToDevice { target: device, .. } | Job::ToHost { source: device, .. } | Job::Foreign { device, .. } => {
+                range.contains(device)
+            }
         });
         assert!(!used, "device memory was freed under a copy");
         Ok(())

@@ -30,6 +30,11 @@ impl Stream {
         Ok(Stream { context, raw })
     }
 
+    /// The driver's handle, for another library of the vendor. Valid as long as the stream lives.
+    pub(super) fn raw(&self) -> CUstream {
+        self.raw
+    }
+
     /// Enqueues a copy to the device. From pinned memory it returns at once.
     ///
     /// # Safety
