@@ -7,6 +7,7 @@
 //! - One flush at a time. Commits go on beside it, into a new overlay.
 
 use std::collections::HashSet;
+use std::io;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -120,6 +121,19 @@ impl Core {
         let id = next.next_run;
         // A name is used once, even when this attempt fails: a file that an earlier one left is never mistaken.
         next.next_run = RunId(id.get() + 1);
+        let runs = self.prepare(id, frozen, merged, next).inspect_err(|_| self.discard_run(id))?;
+        // From here on a manifest that names the run may be in place, even if this fails.
+        manifest::install(&*self.storage, &self.layout)?;
+        self.change_version(|version| {
+            version.frozen = Overlay::default();
+            version.runs = runs.into();
+        });
+        Ok(frozen.runs[..merged].to_vec())
+    }
+
+    /// Writes the run and the manifest that names it, and puts neither in the place of anything. Returns the runs of the
+    /// next version.
+    fn prepare(&self, id: RunId, frozen: &Version, merged: usize, next: &mut Manifest) -> Result<Vec<Arc<Run>>> {
         let written = self.write_merged(id, frozen, merged)?;
         let mut records: Vec<RunRecord> = written.iter().cloned().collect();
         records.extend(next.runs.drain(..).skip(merged));
@@ -129,12 +143,20 @@ impl Core {
             runs.push(Arc::new(Run::open(&*self.storage, &self.layout.run(id), next.store, record)?));
         }
         runs.extend(frozen.runs[merged..].iter().cloned());
-        manifest::write(&*self.storage, &self.layout, next)?;
-        self.change_version(|version| {
-            version.frozen = Overlay::default();
-            version.runs = runs.into();
-        });
-        Ok(frozen.runs[..merged].to_vec())
+        manifest::stage(&*self.storage, &self.layout, next)?;
+        Ok(runs)
+    }
+
+    /// Takes away what an attempt left that no manifest names: on a full disk, each further attempt would leave as much.
+    fn discard_run(&self, id: RunId) {
+        for path in [self.layout.run_new(id), self.layout.run(id)] {
+            match self.storage.remove(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "an unfinished index run could not be removed");
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Writes the frozen overlay and the newest runs as one run; `None` when nothing is left of them.

@@ -24,8 +24,14 @@ pub(crate) fn read(storage: &dyn Storage, layout: &Layout) -> Result<Manifest> {
 /// Puts a manifest in the place of the last one. When this returns it is durable; when it fails, either the old or the
 /// new one is in place, whole.
 pub(crate) fn write(storage: &dyn Storage, layout: &Layout, manifest: &Manifest) -> Result<()> {
-    let (new, path) = (layout.manifest_new(), layout.manifest());
-    let bytes = manifest.encode().map_err(|error| Error::format(&path, error))?;
+    stage(storage, layout, manifest)?;
+    install(storage, layout)
+}
+
+/// The first half of [`write`]: writes the manifest, durably, beside the last one. When it fails, that one is in place.
+pub(crate) fn stage(storage: &dyn Storage, layout: &Layout, manifest: &Manifest) -> Result<()> {
+    let new = layout.manifest_new();
+    let bytes = manifest.encode().map_err(|error| Error::format(&layout.manifest(), error))?;
     // A file of its own each time: one that a failed attempt left may have a name that its directory's failed sync lost,
     // and that no later sync makes durable.
     let file = match storage.open(&new, OpenMode::CreateNew) {
@@ -37,7 +43,12 @@ pub(crate) fn write(storage: &dyn Storage, layout: &Layout, manifest: &Manifest)
     };
     let file = file.map_err(Error::io("create", &new))?;
     write_all_at(&*file, &bytes, 0, Caching::Buffered).map_err(Error::io("write", &new))?;
-    file.sync().map_err(Error::io("sync", &new))?;
+    file.sync().map_err(Error::io("sync", &new))
+}
+
+/// The second half: puts what was staged in place.
+pub(crate) fn install(storage: &dyn Storage, layout: &Layout) -> Result<()> {
+    let (new, path) = (layout.manifest_new(), layout.manifest());
     storage.rename(&new, &path).map_err(Error::io("rename", &new))?;
     storage.sync_dir(layout.root()).map_err(Error::io("sync", layout.root()))
 }
