@@ -76,6 +76,7 @@ fn ask(bytes: &[u8]) {
     let _ = run.verify();
     for key in [b"".as_slice(), b"a", b"model.layers.1.mlp.013", &[255; 1024], &bytes[bytes.len() / 2..][..9]] {
         let _ = run.get(key);
+        let _ = run.get_likely(key);
         let _ = run.range(Bound::Included(key)).take(20).count();
     }
     let seen = run.range(Bound::Unbounded).take(1 << 20).count();

@@ -322,6 +322,16 @@ impl<'b> Block<'b> {
     /// Whether this key can only be in this block.
     #[inline]
     pub(super) fn owns(&self, key: &[u8]) -> bool {
+        // Most often the key begins with the prefix, the lower edge is the start of that, and the upper edge goes on from it.
+        if let Some(suffix) = key.strip_prefix(self.prefix) {
+            let above = self.lower.rest.is_empty() || self.lower.cmp(key).is_le();
+            return above
+                && match self.upper {
+                    Some(upper) if upper.shared.len() == self.prefix.len() => suffix < upper.rest,
+                    Some(upper) => upper.cmp(key).is_gt(),
+                    None => true,
+                };
+        }
         self.lower.cmp(key).is_le() && self.upper.is_none_or(|upper| upper.cmp(key).is_gt())
     }
 

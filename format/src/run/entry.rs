@@ -78,20 +78,26 @@ impl IndexEntry {
         }
     }
 
-    /// What both sides of the disk hold true of an entry.
-    pub(super) fn judge(&self) -> Result<(), FormatError> {
+    /// What both sides of the disk hold true of an entry's key, and of the places that it names.
+    #[inline]
+    fn judge_place(&self) -> Result<(), FormatError> {
         require(!self.key.is_empty(), "an empty key")?;
         within("the length of a key", self.key.len() as u64, KEY_BYTES_MAX as u64)?;
         require(self.seq > Seq::ZERO, "an entry of no commit")?;
         require(self.segment.0 != 0, "an entry of no segment")?;
         within("a frame's offset", self.frame_offset, SEGMENT_BYTES_MAX)?;
+        within("the offset of a value", self.offset, SEGMENT_BYTES_MAX)?;
+        within("the length of a value", self.length, BLOB_BYTES_MAX)
+    }
+
+    /// What both sides of the disk hold true of an entry.
+    pub(super) fn judge(&self) -> Result<(), FormatError> {
+        self.judge_place()?;
         if self.kind == IndexKind::Delete {
             let bare = self.offset == 0 && self.length == 0 && self.crc == 0 && !self.has_attributes;
             return require(bare && self.shape.is_empty() && self.dtype == Dtype::U8, "a tombstone that holds a value");
         }
-        within("the offset of a value", self.offset, SEGMENT_BYTES_MAX)?;
         within("the number of dimensions", self.shape.len() as u64, DIMS_MAX as u64)?;
-        within("the length of a value", self.length, BLOB_BYTES_MAX)?;
         let right = self.dtype.byte_len(&self.shape) == Some(self.length);
         require(right, "a value whose type and shape make another length")
     }
@@ -117,7 +123,8 @@ impl IndexEntry {
     pub(super) fn decode(key: Vec<u8>, rest: &[u8]) -> Result<Self, FormatError> {
         let unreadable = FormatError::Invalid { what: "an entry that does not decode" };
         let entry = Self::parse(key, rest).ok_or(unreadable)?;
-        entry.judge()?;
+        // The rest holds by the way it was parsed: a tombstone is bare, a value as long as its dtype and shape say.
+        entry.judge_place()?;
         Ok(entry)
     }
 
