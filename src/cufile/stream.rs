@@ -69,7 +69,12 @@ impl Stream {
             let why = format!("the buffer is on {}, the stream on {device}", buffer.memory().device());
             return Err(file.error(direction.verb(), ErrorKind::Invalid(why)));
         }
-        let checked = Checked::new(file, buffer.memory(), direction, transfer)?;
+        let mut checked = Checked::new(file, buffer.memory(), direction, transfer)?;
+        if !buffer.is_registered() {
+            // cuFile 1.15 takes the length of the transfer for that of memory it does not know, and refuses an offset into
+            // it ("exceeds registered length", then `EIO`): so the address is that of the range.
+            checked = checked.from_its_range();
+        }
         let params = Owned::new(Box::new(AsyncParams {
             size: checked.len,
             file_offset: checked.file_offset,

@@ -80,6 +80,12 @@ impl Checked {
         ptr::with_exposed_provenance_mut(self.base as usize)
     }
 
+    /// The same, with the range's own address and no offset into the buffer.
+    pub(super) fn from_its_range(self) -> Checked {
+        // Both were checked to lie in one buffer: neither is negative, and the sum is an address.
+        Checked { base: self.base + self.base_offset as u64, base_offset: 0, ..self }
+    }
+
     /// What is left after `done` bytes.
     pub(super) fn after(self, done: usize) -> Checked {
         let moved = done as Off;
