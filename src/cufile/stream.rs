@@ -73,7 +73,7 @@ impl Stream {
         if !buffer.is_registered() {
             // cuFile 1.15 takes the length of the transfer for that of memory it does not know, and refuses an offset into
             // it ("exceeds registered length", then `EIO`): so the address is that of the range.
-            checked = checked.from_its_range();
+            checked = checked.at_its_range();
         }
         let params = Owned::new(Box::new(AsyncParams {
             size: checked.len,

@@ -81,7 +81,7 @@ impl Checked {
     }
 
     /// The same, with the range's own address and no offset into the buffer.
-    pub(super) fn from_its_range(self) -> Checked {
+    pub(super) fn at_its_range(self) -> Checked {
         // Both were checked to lie in one buffer: neither is negative, and the sum is an address.
         Checked { base: self.base + self.base_offset as u64, base_offset: 0, ..self }
     }

@@ -14,7 +14,8 @@
 //! - Within a segment, commits lie back to back: a segment is appended to by one commit (or one group) at a time.
 //! - A failed write of a frame is undone by cutting the segment there, durably, before any other commit takes its
 //!   number. If that fails too, or any sync does, the store refuses writes until it is opened again.
-//! - Locks are taken in the order sync, publish, log; none is taken while a later one is held.
+//! - Once writes are refused no commit is acknowledged as durable: the note for the next open says which was the last.
+//! - Locks are taken in the order sync, publish, log, verdict; none is taken while a later one is held.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
@@ -82,6 +83,8 @@ pub(crate) struct Committer {
     sync: Mutex<()>,
     synced: AtomicU64,
     refused: OnceLock<String>,
+    /// Held while it is decided which comes first: that a sync counts, or that writes are refused.
+    verdict: Mutex<()>,
     /// The generation of the manifest that is on the disk.
     pub(crate) generation: AtomicU64,
     pub(crate) syncs: AtomicU64,
@@ -106,6 +109,7 @@ impl Committer {
             sync: Mutex::default(),
             synced: AtomicU64::new(last.get()),
             refused: OnceLock::new(),
+            verdict: Mutex::default(),
             generation: AtomicU64::new(generation),
             syncs: AtomicU64::new(0),
         }
@@ -136,6 +140,8 @@ impl Committer {
 
     /// Refuses all writes from now on, and leaves word for the next open.
     pub(crate) fn refuse(&self, cause: &Error) {
+        // The note names the last commit that was acknowledged: none may be after it was read.
+        let _verdict = self.verdict.lock();
         if self.refused.set(cause.to_string()).is_ok() {
             self.segments.leave_distrust(self.generation.load(Ordering::Acquire), self.synced());
             tracing::error!(%cause, "writes are refused until the store is opened again");
@@ -219,7 +225,7 @@ impl Committer {
             let allocated = FIRST_FRAME;
             let mut tail = Tail { segment, file, offset: FIRST_FRAME, previous_digest: 0, allocated, single: true };
             if let Err(error) = reserve(&mut tail, total, 0) {
-                self.segments.discard(&tail.segment);
+                self.segments.discard(&tail.segment, &*tail.file);
                 return Err(error);
             }
             return Ok(tail);
@@ -248,7 +254,7 @@ impl Committer {
     /// Returns a leased segment into which nothing was written, or only bytes that no frame speaks for.
     pub(crate) fn give_back(&self, tail: Tail) {
         if tail.offset == FIRST_FRAME {
-            self.segments.discard(&tail.segment);
+            self.segments.discard(&tail.segment, &*tail.file);
         } else {
             // The bytes past the last frame are stale now; the next large commit starts a fresh segment.
             retire(tail);
@@ -331,6 +337,8 @@ impl Committer {
                 return Err(error);
             }
         }
+        let _verdict = self.verdict.lock();
+        self.check()?;
         self.synced.store(through.get(), Ordering::Release);
         Ok(())
     }

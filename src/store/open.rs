@@ -141,6 +141,14 @@ fn create(storage: &dyn Storage, layout: &Layout, options: &StoreOptions) -> Res
         storage.sync_dir(parent).map_err(Error::io("sync", parent))?;
     }
     let _lock = take_lock(storage, layout)?;
+    // Another process may have made it since it was looked for, and filled it.
+    match look(storage, layout)? {
+        Place::Store if options.create == Create::New => {
+            return Err(Error::AlreadyExists { path: root.to_path_buf() });
+        }
+        Place::Store => return Ok(()),
+        _ => {}
+    }
     make(&layout.segments())?;
     make(&layout.index())?;
     let segment_bytes = options.segment_bytes.unwrap_or(SEGMENT_BYTES_DEFAULT);

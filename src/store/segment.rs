@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use alight_format::{Salt, SegmentHeader, SegmentId, SegmentRecord, Seq, StoreId, limits};
 use parking_lot::{Mutex, RwLock};
@@ -51,6 +51,8 @@ pub(crate) struct Segment {
     pub(crate) accounting: Mutex<Accounting>,
     /// Where the segment ends for good; `OPEN` while commits may still be appended.
     sealed_end: AtomicU64,
+    /// Whether a manifest may name it.
+    named: AtomicBool,
 }
 
 const OPEN: u64 = u64::MAX;
@@ -63,6 +65,7 @@ impl Segment {
             path,
             accounting: Mutex::new(accounting),
             sealed_end: AtomicU64::new(sealed_end.unwrap_or(OPEN)),
+            named: AtomicBool::new(false),
         })
     }
 
@@ -132,13 +135,10 @@ impl Segments {
             live_bytes: record.live_bytes,
             blob_bytes: record.blob_bytes,
         };
-        self.insert(Segment::new(
-            record.id,
-            record.salt,
-            self.layout.segment(record.id),
-            accounting,
-            record.sealed.then_some(record.end),
-        ))
+        let sealed_end = record.sealed.then_some(record.end);
+        let segment = Segment::new(record.id, record.salt, self.layout.segment(record.id), accounting, sealed_end);
+        segment.named.store(true, Ordering::Release);
+        self.insert(segment)
     }
 
     /// Lists a segment that was found in the directory and is younger than the manifest.
@@ -187,11 +187,18 @@ impl Segments {
         Ok((segment, file))
     }
 
-    /// Takes a segment in which nothing was committed off the list, and its file away.
-    pub(crate) fn discard(&self, segment: &Segment) {
+    /// Takes a segment in which nothing was committed off the list, and its file away; where a manifest may name it, only
+    /// its space. The next manifest does not name it then, and the next open removes the file.
+    pub(crate) fn discard(&self, segment: &Segment, file: &dyn StorageFile) {
+        let _no_manifest_begins = self.roster.lock();
         self.known.write().remove(&segment.id);
         self.open.lock().files.remove(&segment.id);
-        if let Err(error) = self.storage.remove(&segment.path) {
+        let gone = if segment.named.load(Ordering::Acquire) {
+            file.truncate(FIRST_FRAME)
+        } else {
+            self.storage.remove(&segment.path)
+        };
+        if let Err(error) = gone {
             tracing::warn!(path = %segment.path.display(), %error, "an unused segment could not be removed");
         }
     }
@@ -204,11 +211,12 @@ impl Segments {
         self.known.read().values().cloned().collect()
     }
 
-    /// The manifest's lines about all segments and the next id, with no segment half-made in between.
+    /// The manifest's lines about all segments and the next id, with no segment half-made or half-discarded in between.
     pub(crate) fn records(&self) -> (Vec<SegmentRecord>, SegmentId) {
         let next = self.roster.lock();
-        let records = self.known.read().values().map(|segment| segment.record()).collect();
-        (records, *next)
+        let known = self.known.read();
+        known.values().for_each(|segment| segment.named.store(true, Ordering::Release));
+        (known.values().map(|segment| segment.record()).collect(), *next)
     }
 
     /// The file of a segment that an index entry names, open for reading.

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses some of it")]
 
 pub mod gpu;
+pub mod interposed;
 
 /// Bytes that look random, never zeros, different for every seed.
 pub fn bytes(seed: u64, len: usize) -> Vec<u8> {

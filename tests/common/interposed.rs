@@ -1,0 +1,148 @@
+//! A disk whose calls a test can hold up, and fail, one by one: it decides in which order threads come to them.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use alight::storage::sim::{OpKind, SimStorage};
+use alight::storage::{Caching, DirEntry, FileFacts, OpenMode, Storage, StorageFile, StorageLock, StorageMap};
+
+/// Told of every call before it is made; may block, and may answer in its place.
+pub type Hook = dyn Fn(OpKind, &Path) -> io::Result<()> + Send + Sync;
+
+/// A [`SimStorage`] with a hook before its calls.
+#[derive(Clone)]
+pub struct Interposed {
+    sim: SimStorage,
+    hook: Arc<Hook>,
+}
+
+impl Interposed {
+    pub fn new(sim: &SimStorage, hook: impl Fn(OpKind, &Path) -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Self { sim: sim.clone(), hook: Arc::new(hook) }
+    }
+}
+
+impl fmt::Debug for Interposed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Interposed")
+    }
+}
+
+impl Storage for Interposed {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
+        (self.hook)(OpKind::Open, path)?;
+        let file = self.sim.open(path, mode)?;
+        Ok(Arc::new(InterposedFile { file, path: path.into(), hook: Arc::clone(&self.hook) }))
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        (self.hook)(OpKind::CreateDir, path)?;
+        self.sim.create_dir(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
+        (self.hook)(OpKind::List, path)?;
+        self.sim.list(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        (self.hook)(OpKind::Rename, to)?;
+        self.sim.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        (self.hook)(OpKind::Remove, path)?;
+        self.sim.remove(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        (self.hook)(OpKind::SyncDir, path)?;
+        self.sim.sync_dir(path)
+    }
+
+    fn lock(&self, path: &Path, holder: &str) -> io::Result<Box<dyn StorageLock>> {
+        (self.hook)(OpKind::Lock, path)?;
+        self.sim.lock(path, holder)
+    }
+
+    fn lock_holder(&self, path: &Path) -> io::Result<String> {
+        (self.hook)(OpKind::LockHolder, path)?;
+        self.sim.lock_holder(path)
+    }
+
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        (self.hook)(OpKind::FreeBytes, path)?;
+        self.sim.free_bytes(path)
+    }
+}
+
+struct InterposedFile {
+    file: Arc<dyn StorageFile>,
+    path: Box<Path>,
+    hook: Arc<Hook>,
+}
+
+impl InterposedFile {
+    fn before(&self, op: OpKind) -> io::Result<&dyn StorageFile> {
+        (self.hook)(op, &self.path)?;
+        Ok(&*self.file)
+    }
+}
+
+impl fmt::Debug for InterposedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "InterposedFile({})", self.path.display())
+    }
+}
+
+impl StorageFile for InterposedFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64, caching: Caching) -> io::Result<usize> {
+        self.before(OpKind::Read)?.read_at(buf, offset, caching)
+    }
+
+    fn write_vectored_at(&self, bufs: &[io::IoSlice<'_>], offset: u64, caching: Caching) -> io::Result<usize> {
+        self.before(OpKind::Write)?.write_vectored_at(bufs, offset, caching)
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.before(OpKind::Allocate)?.allocate(offset, len)
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.before(OpKind::Punch)?.punch(offset, len)
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.before(OpKind::Truncate)?.truncate(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.before(OpKind::Sync)?.sync()
+    }
+
+    fn facts(&self) -> io::Result<FileFacts> {
+        self.before(OpKind::Facts)?.facts()
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.before(OpKind::NextData)?.next_data(offset)
+    }
+
+    fn map(&self, len: usize) -> io::Result<Box<dyn StorageMap>> {
+        self.before(OpKind::Map)?.map(len)
+    }
+
+    fn resident(&self, offset: u64, len: u64) -> io::Result<Option<bool>> {
+        self.before(OpKind::Resident)?.resident(offset, len)
+    }
+
+    fn direct(&self) -> bool {
+        self.file.direct()
+    }
+
+    fn raw_fd(&self) -> Option<std::os::fd::RawFd> {
+        self.file.raw_fd()
+    }
+}
