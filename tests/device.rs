@@ -67,6 +67,35 @@ fn what_is_copied_to_a_device_comes_back() {
 }
 
 #[test]
+fn checksums_of_any_ranges_are_crc32fasts() {
+    let _turn = one_at_a_time();
+    let len = 9 << 20;
+    let bytes = random_bytes(77, len);
+    let numbers = random_bytes(78, 8 * 9000);
+    let number =
+        |n: usize, below: usize| u64::from_le_bytes(numbers[8 * n..][..8].try_into().unwrap()) as usize % below.max(1);
+    // Every short length, whole blocks, long ones, all of it; more than a kernel takes at once.
+    let mut ranges: Vec<std::ops::Range<u64>> = vec![0..len as u64, 1..len as u64 - 1, 5..5, 0..0];
+    for n in 0..4400 {
+        let longest = [len, 300_000, 5000, 5000][n % 4];
+        let length = if n < 600 { n } else { number(2 * n, longest) };
+        let start = number(2 * n + 1, len - length);
+        let start = if n % 5 == 0 { start / 4096 * 4096 } else { start };
+        ranges.push(start as u64..(start + length) as u64);
+    }
+    let expected: Vec<u32> =
+        ranges.iter().map(|range| alight_format::crc32(&bytes[range.start as usize..range.end as usize])).collect();
+    for device in devices() {
+        let mut buffer = device.allocate(len as u64).unwrap();
+        buffer.copy_from_host(0, &bytes).unwrap();
+        assert!(buffer.crc32(&ranges).unwrap() == expected, "{device}");
+        assert_eq!(buffer.crc32(&[]).unwrap(), []);
+        let past = buffer.crc32(&[10..len as u64 + 1]).unwrap_err();
+        assert!(past.to_string().contains("checksum"), "{past}");
+    }
+}
+
+#[test]
 fn tensors_keep_their_bytes_dtype_and_shape() {
     let _turn = one_at_a_time();
     for device in devices() {

@@ -103,17 +103,47 @@ fn many_threads_get_onto_one_gpu_at_once() {
 }
 
 #[test]
+fn thousands_of_small_values_are_gathered() {
+    let Some(gpu) = require(Device::cuda(0)) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::create(folder.path().join("s")).unwrap();
+    let value = |n: usize| bytes(n as u64 + 1, 1 + n * 37 % 9000);
+    for first in (0..6000).step_by(1000) {
+        let values: Vec<Vec<u8>> = (first..first + 1000).map(value).collect();
+        let mut batch = store.batch();
+        for (n, value) in values.iter().enumerate() {
+            batch.put(format!("{}", first + n), value).unwrap();
+        }
+        batch.commit().unwrap();
+    }
+    // Far from each other, so that none is read with its neighbour; then close, then all.
+    for step in [17, 5, 1] {
+        let picks: Vec<usize> = (0..6000).step_by(step).collect();
+        let tensors = store.get_many(picks.iter().map(|n| format!("{n}")), &gpu).unwrap();
+        for (&n, tensor) in picks.iter().zip(&tensors) {
+            assert!(tensor.to_host().unwrap() == value(n), "{n} of every {step}");
+        }
+    }
+}
+
+#[test]
 fn a_flipped_byte_is_found_on_the_way_to_the_gpu() {
     let Some(gpu) = require(Device::cuda(0)) else { return };
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("s");
-    let store = Store::create(&path).unwrap();
-    store.put("w", &bytes(1, 5 << 20)).unwrap();
-    store.close().unwrap();
-    let segment = path.join("segments/00000001.seg");
-    let mut file = std::fs::read(&segment).unwrap();
-    file[4 << 20] ^= 4;
-    std::fs::write(&segment, file).unwrap();
-    let error = Store::open(&path).unwrap().get("w", &gpu).unwrap_err();
-    assert!(error.is_damage() && error.to_string().contains("\"w\""), "{error}");
+    // The shorter one is checked by who reads it, the longer one by the GPU.
+    for (len, flipped) in [(5 << 20, 4 << 20), (40 << 20, 33 << 20)] {
+        let path = folder.path().join(len.to_string());
+        let store = Store::create(&path).unwrap();
+        store.put("v", &bytes(2, 9 << 20)).unwrap();
+        store.put("w", &bytes(1, len)).unwrap();
+        store.close().unwrap();
+        let segment = path.join("segments/00000002.seg");
+        let mut file = std::fs::read(&segment).unwrap();
+        file[flipped] ^= 4;
+        std::fs::write(&segment, file).unwrap();
+        let store = Store::open(&path).unwrap();
+        let error = store.get_many(["v", "w"], &gpu).unwrap_err();
+        assert!(error.is_damage() && error.to_string().contains("\"w\""), "{error}");
+        store.get("v", &gpu).unwrap();
+    }
 }

@@ -121,6 +121,30 @@ impl DeviceBuffer {
         }
     }
 
+    /// The CRC-32 (IEEE, as crc32fast's) of each range. Blocks until they are there. An empty range has 0.
+    ///
+    /// On a GPU a kernel takes them where the bytes lie, at a large part of its memory's bandwidth; they need not be
+    /// aligned. The first call on a GPU loads the kernels: 1 ms, and 0.2 s where the driver compiles them for the first time
+    /// on this machine. It keeps 80 KiB of the GPU's memory. On the host it is this thread's work.
+    ///
+    /// Who writes to the memory from another stream must have finished, as for [`device_ptr`](Self::device_ptr).
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) where a range reaches past the end, or the driver failed.
+    pub fn crc32(&self, ranges: &[Range<u64>]) -> Result<Vec<u32>> {
+        for range in ranges {
+            let len = range.end.checked_sub(range.start).unwrap_or(u64::MAX);
+            check_range(&self.device, "take the checksum of", range.start, len, self.len_bytes())?;
+        }
+        match &self.memory {
+            Memory::Host(memory) => {
+                let crc = |range: &Range<u64>| crc32fast::hash(&memory.bytes()[to_host_range(range.clone())]);
+                Ok(ranges.iter().map(crc).collect())
+            }
+            Memory::Cuda(memory) => memory.device().crc32(memory, ranges),
+        }
+    }
+
     pub(super) fn memory(&self) -> &Memory {
         &self.memory
     }

@@ -13,7 +13,7 @@ mod cuda;
 mod foreign;
 mod host;
 #[expect(unsafe_code, reason = "one pinned mapping is cut into slots that have an owner each")]
-mod slab;
+pub(crate) mod slab;
 pub(crate) mod staging;
 #[cfg(test)]
 mod tests;
@@ -173,6 +173,18 @@ impl Device {
             Kind::Cuda(gpu) => Memory::Cuda(gpu.allocate(len_bytes)?),
         };
         Ok(DeviceBuffer::new(self.clone(), memory))
+    }
+
+    /// Whether this device takes checksums and gathers by itself: a GPU that its kernels could be loaded on. The first call
+    /// loads them (see [`DeviceBuffer::crc32`]); why it failed is logged.
+    pub(crate) fn has_kernels(&self) -> bool {
+        match self.0 {
+            Kind::Host => false,
+            Kind::Cuda(gpu) => gpu
+                .has_kernels()
+                .inspect_err(|error| tracing::warn!("{error}; checksums are taken on the host"))
+                .is_ok(),
+        }
     }
 
     /// The ring of [`SLOTS`] slots of [`SLOT_BYTES`] that every transfer of this device goes through. The first call makes

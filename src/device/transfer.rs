@@ -17,7 +17,7 @@ use std::ops::Range;
 use parking_lot::Mutex;
 
 use super::buffer::Memory;
-use super::cuda::Copies;
+use super::cuda::{Copies, GATHER_MIN, TABLE_ENTRY_BYTES};
 use super::staging::{BusySlot, SLOT_BYTES, Slot};
 use super::{Device, DeviceBuffer};
 use crate::error::{Error, Result};
@@ -83,6 +83,35 @@ impl<'b> Upload<'b> {
         Ok(())
     }
 
+    /// Copies several ranges of a slot, each to an offset of the buffer; otherwise like [`copy`](Self::copy). Many of them
+    /// are faster where the slot has [`table_bytes`] to spare at its end.
+    ///
+    /// # Errors
+    /// As [`copy`](Self::copy).
+    ///
+    /// # Panics
+    /// As [`copy`](Self::copy).
+    pub(crate) fn copy_all(&self, slot: Slot, copies: &[(Range<usize>, u64)]) -> Result<()> {
+        if let [(range, offset)] = copies {
+            return self.copy(slot, range.clone(), *offset);
+        }
+        assert!(slot.device() == &self.device, "a slot of {} for a buffer on {}", slot.device(), self.device);
+        let copied = copies.iter().try_for_each(|(range, offset)| {
+            super::check_range(&self.device, "upload", *offset, range.len() as u64, self.len_bytes).map(drop)
+        });
+        let copied = copied.and_then(|()| match &self.target {
+            Target::Host(stripes) => {
+                // The offsets were just checked against the length of host memory: they fit.
+                copies.iter().for_each(|(range, offset)| stripes.write(*offset as usize, &slot[range.clone()]));
+                Ok(())
+            }
+            Target::Cuda(copier, _) => copier.upload_all(slot, copies),
+        });
+        copied.inspect_err(|error| {
+            self.failed.lock().get_or_insert_with(|| error.to_string());
+        })
+    }
+
     /// Waits until every byte is there: a later read on any stream sees it.
     ///
     /// # Errors
@@ -97,6 +126,11 @@ impl<'b> Upload<'b> {
             Some(why) => Err(Error::Device { device: self.device.to_string(), action: "upload", why }),
         }
     }
+}
+
+/// What a slot should have to spare at its end for so many copies.
+pub(crate) fn table_bytes(copies: usize) -> usize {
+    if copies < GATHER_MIN { 0 } else { (copies * TABLE_ENTRY_BYTES).next_multiple_of(8) }
 }
 
 /// A host buffer that several threads write to.

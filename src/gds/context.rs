@@ -20,6 +20,7 @@ use crate::device::{Device, DeviceBuffer};
 use crate::error::{Error, Result};
 use crate::io::buffered::BufferedTransport;
 use crate::io::double_buffer::{DoubleBufferManager, StreamChunk};
+use crate::io::lanes::lanes_for;
 use crate::io::pipeline::{AsyncIoPipeline, Execute, Memory};
 use crate::io::retry::ErrorRecovery;
 use crate::io::staged::StagedTransport;
@@ -130,8 +131,7 @@ impl GdsBuilder {
         let executor: Arc<dyn Execute> = Arc::clone(&router) as Arc<dyn Execute>;
         let waiting = if config.batch_mode { config.max_batch_size } else { 1 };
         let pipeline = AsyncIoPipeline::new(executor, config.max_outstanding_io, waiting);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let lanes = config.max_outstanding_io.min(READ_THREADS_MAX).min(cores.max(2));
+        let lanes = config.max_outstanding_io.min(lanes_for(READ_THREADS_MAX));
         let files = Files::new(storage);
         let engine = Arc::new(Engine { config, device, files, router, metrics, pipeline, deadline, lanes });
         let regions = MemoryMapManager::new(Arc::clone(&engine));

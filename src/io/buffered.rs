@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::staged::{chunks, too_short, write_all};
 use super::transport::{IoOperation, OpenFile, Route, Transfer, Transport};
-use crate::device::staging::SLOT_BYTES;
+use crate::config::READ_BYTES;
 use crate::device::{Device, DeviceBuffer};
 use crate::error::{Error, Result};
 use crate::storage::{BufferPool, Caching};
@@ -36,7 +36,7 @@ impl Transport for BufferedTransport {
     fn read(&self, transfer: &Transfer, target: &mut DeviceBuffer) -> Result<()> {
         transfer.check(target)?;
         let mut memory = self.pool.take(scratch_bytes(transfer));
-        for chunk in chunks(&transfer.pieces) {
+        for chunk in chunks(&transfer.pieces, READ_BYTES) {
             transfer.check_wanted(IoOperation::Read)?;
             let bytes = &mut memory[..chunk.len_bytes as usize];
             read_all(&transfer.file, bytes, chunk.file_offset)?;
@@ -48,7 +48,7 @@ impl Transport for BufferedTransport {
     fn write(&self, transfer: &Transfer, source: &DeviceBuffer) -> Result<()> {
         transfer.check(source)?;
         let mut memory = self.pool.take(scratch_bytes(transfer));
-        for chunk in chunks(&transfer.pieces) {
+        for chunk in chunks(&transfer.pieces, READ_BYTES) {
             transfer.check_wanted(IoOperation::Write)?;
             let bytes = &mut memory[..chunk.len_bytes as usize];
             source.copy_to_host(chunk.buffer_offset, bytes)?;
@@ -59,8 +59,8 @@ impl Transport for BufferedTransport {
 }
 
 fn scratch_bytes(transfer: &Transfer) -> usize {
-    // No chunk is longer than a slot.
-    transfer.len_bytes().min(SLOT_BYTES as u64) as usize
+    // No chunk is longer.
+    transfer.len_bytes().min(READ_BYTES as u64) as usize
 }
 
 /// Reads all bytes, continuing short counts and interrupted calls.

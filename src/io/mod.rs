@@ -7,8 +7,10 @@
 
 pub(crate) mod buffered;
 pub(crate) mod double_buffer;
+mod fill;
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub(crate) mod lanes;
 mod payload;
 pub(crate) mod pipeline;
 mod plan;

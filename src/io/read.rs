@@ -1,17 +1,18 @@
 //! Carries out a read plan: several reads at once, each checked while it is hot, straight into host memory or through
 //! pinned slots to a GPU.
 
+use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use alight_format::{SegmentId, combine, crc32};
 use parking_lot::Mutex;
 
 use crate::config::{READ_BYTES, READ_THREADS_MAX};
 use crate::device::DeviceBuffer;
-use crate::device::transfer::Upload;
 use crate::error::{Error, Result};
+use crate::io::fill::{SlotRead, fill};
+use crate::io::lanes::{in_lanes, lanes_for};
 use crate::io::plan::{Extent, Read, ReadPlan};
 use crate::metrics::Counters;
 use crate::storage::{AlignedBuf, Caching, StorageFile, is_direct_aligned, read_exact_at};
@@ -56,6 +57,11 @@ pub(crate) struct Outcome {
     pub(crate) damaged: Vec<usize>,
 }
 
+/// From this many bytes on, a GPU takes the checksums itself, once everything has landed: it reads its memory some fifty
+/// times faster than the bus fills it. Below, the threads that read take them while the bytes are hot, which saves waiting for
+/// a kernel.
+const CHECK_ON_DEVICE_BYTES_MIN: u64 = 8 << 20;
+
 /// Carries out `plan` into `arena`, which is at least as long as the plan says. Blocks until every byte is there and
 /// checked. Host memory: nothing but the ring of slots, for a GPU.
 pub(crate) fn execute(
@@ -65,9 +71,10 @@ pub(crate) fn execute(
     arena: &mut DeviceBuffer,
     counters: &Counters,
 ) -> Result<Outcome> {
-    let checks = Checks::new(plan);
-    if arena.device().is_host() {
-        let arena = arena.as_host_pages_mut().expect("a host buffer is host memory");
+    let lanes = lanes_for(READ_THREADS_MAX);
+    let on_device = plan.arena_bytes >= CHECK_ON_DEVICE_BYTES_MIN && arena.device().has_kernels();
+    let checks = Checks::new(if on_device { 0 } else { plan.pieces.len() });
+    if let Some(arena) = arena.as_host_pages_mut() {
         // Each read gets its own stretch of the arena: reads land in rising order, none over another.
         let mut targets = Vec::with_capacity(plan.reads.len());
         let (mut rest, mut start) = (arena, 0);
@@ -77,70 +84,37 @@ pub(crate) fn execute(
             targets.push(Mutex::new(Some(target)));
             (rest, start) = (after, read.arena_offset + read.wanted.len() as u64);
         }
-        in_parallel(plan, find, |index, read, file| {
+        in_lanes(plan.reads.len(), lanes, |index| {
+            let read = &plan.reads[index];
             let target = targets[index].lock().take().expect("every read is carried out once");
             debug_assert_eq!(target.len(), read.len, "a host arena keeps whole blocks");
-            file.read(target, read.offset, counters)?;
+            find(read.segment)?.read(target, read.offset, counters)?;
             checks.take(plan, read, target);
             Ok(())
         })?;
     } else {
-        let staging = arena.device().staging()?;
-        let upload = Upload::new(arena)?;
-        in_parallel(plan, find, |_, read, file| {
-            let mut slot = staging.acquire()?;
-            file.read(&mut slot[..read.len], read.offset, counters)?;
-            checks.take(plan, read, &slot[..read.len]);
-            upload.copy(slot, read.wanted.clone(), read.arena_offset)
-        })?;
-        upload.finish()?;
-    }
-    Ok(Outcome { damaged: checks.damaged(plan, extents) })
-}
-
-/// Calls `work` for every read of the plan, on this thread and, where there are several, on others; ends at the first
-/// failure.
-fn in_parallel(
-    plan: &ReadPlan,
-    find: &FindFile<'_>,
-    work: impl Fn(usize, &Read, &SegmentFile) -> Result<()> + Sync,
-) -> Result<()> {
-    let next = AtomicUsize::new(0);
-    let failure = Mutex::new(None);
-    let worker = || {
-        let mut open: Option<(SegmentId, SegmentFile)> = None;
-        while let Some((index, read)) = {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            plan.reads.get(index).map(|read| (index, read))
-        } {
-            let outcome = match &open {
-                Some((segment, file)) if *segment == read.segment => work(index, read, file),
-                _ => find(read.segment).and_then(|file| {
-                    let (_, file) = open.insert((read.segment, file));
-                    work(index, read, file)
-                }),
-            };
-            if let Err(error) = outcome {
-                failure.lock().get_or_insert(error);
-                next.store(plan.reads.len(), Ordering::Relaxed);
-                return;
+        let slot_read =
+            |read: &Read| SlotRead { len: read.len, wanted: read.wanted.clone(), target: read.arena_offset };
+        let reads: Vec<SlotRead> = plan.reads.iter().map(slot_read).collect();
+        fill(arena, &reads, lanes, |index, bytes| {
+            let read = &plan.reads[index];
+            find(read.segment)?.read(bytes, read.offset, counters)?;
+            if !on_device {
+                checks.take(plan, read, bytes);
             }
-        }
-    };
-    let threads = plan.reads.len().min(READ_THREADS_MAX).min(cores().max(2));
-    std::thread::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(worker);
-        }
-        worker();
-    });
-    failure.into_inner().map_or(Ok(()), Err)
+            Ok(())
+        })?;
+    }
+    let damaged = if on_device { damaged_on_device(plan, extents, arena)? } else { checks.damaged(plan, extents) };
+    Ok(Outcome { damaged })
 }
 
-/// The processors that this process may use, asked for once: the answer takes the system ten reads of small files.
-fn cores() -> usize {
-    static CORES: OnceLock<usize> = OnceLock::new();
-    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+/// The extents whose bytes, as they lie on the device, do not have the checksum that was written.
+fn damaged_on_device(plan: &ReadPlan, extents: &[Extent], arena: &DeviceBuffer) -> Result<Vec<usize>> {
+    let place = |(extent, &offset): (&Extent, &u64)| offset..offset + extent.length;
+    let places: Vec<Range<u64>> = extents.iter().zip(&plan.arena_offsets).map(place).collect();
+    let found = arena.crc32(&places)?;
+    Ok((0..extents.len()).filter(|&index| found[index] != extents[index].crc).collect())
 }
 
 /// The checksum of every piece of a plan, put together to those of the extents at the end.
@@ -149,8 +123,8 @@ struct Checks {
 }
 
 impl Checks {
-    fn new(plan: &ReadPlan) -> Self {
-        Self { pieces: Mutex::new(vec![0; plan.pieces.len()]) }
+    fn new(pieces: usize) -> Self {
+        Self { pieces: Mutex::new(vec![0; pieces]) }
     }
 
     fn take(&self, plan: &ReadPlan, read: &Read, bytes: &[u8]) {

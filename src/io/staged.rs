@@ -3,17 +3,16 @@
 //! Reads go past the page cache where the bytes are not in it. Writes go past it where they are whole blocks.
 //!
 //! # Invariants
-//! - A lane holds one slot at a time, so lanes never wait for each other's slots.
+//! - A lane that holds a slot, or a part of one, waits for no other.
 //! - Host memory: the slots of the ring, whatever is moved.
 
 use std::io::{self, IoSlice};
-use std::thread;
 
-use parking_lot::Mutex;
-
+use super::fill::{SlotRead, fill};
+use super::lanes::in_lanes;
 use super::transport::{IoOperation, OpenFile, Piece, Route, Transfer, Transport};
-use crate::device::staging::SLOT_BYTES;
-use crate::device::transfer::{Download, Upload};
+use crate::config::READ_BYTES;
+use crate::device::transfer::Download;
 use crate::device::{Device, DeviceBuffer};
 use crate::error::{Error, Result};
 use crate::storage::{Caching, DIRECT_ALIGN_BYTES, StorageFile, is_direct_aligned};
@@ -43,27 +42,20 @@ impl Transport for StagedTransport {
 
     fn read(&self, transfer: &Transfer, target: &mut DeviceBuffer) -> Result<()> {
         transfer.check(target)?;
-        let staging = target.device().staging()?;
-        let upload = Upload::new(target)?;
-        in_lanes(transfer, |chunk| {
+        let (offsets, reads): (Vec<u64>, Vec<SlotRead>) = reads(&transfer.pieces).unzip();
+        fill(target, &reads, transfer.lanes, |index, window| {
             transfer.check_wanted(IoOperation::Read)?;
-            let mut slot = staging.acquire()?;
-            // Whole blocks around the chunk: it lies between two multiples of the slot, so they fit.
-            let start = chunk.file_offset - chunk.file_offset % DIRECT_ALIGN_BYTES;
-            let lead = (chunk.file_offset - start) as usize;
-            let wanted = lead + chunk.len_bytes as usize;
-            let window = &mut slot[..wanted.next_multiple_of(DIRECT_ALIGN_BYTES as usize)];
-            read_window(&transfer.file, window, start, wanted)?;
-            upload.copy(slot, lead..wanted, chunk.buffer_offset)
-        })?;
-        upload.finish()
+            read_window(&transfer.file, window, offsets[index], reads[index].wanted.end)
+        })
     }
 
     fn write(&self, transfer: &Transfer, source: &DeviceBuffer) -> Result<()> {
         transfer.check(source)?;
         let staging = source.device().staging()?;
         let download = Download::new(source)?;
-        in_lanes(transfer, |chunk| {
+        let chunks: Vec<Piece> = chunks(&transfer.pieces, READ_BYTES).collect();
+        in_lanes(chunks.len(), transfer.lanes, |index| {
+            let chunk = &chunks[index];
             transfer.check_wanted(IoOperation::Write)?;
             let len = chunk.len_bytes as usize;
             let slot = download.start(staging.acquire()?, chunk.buffer_offset, len)?.wait()?;
@@ -128,14 +120,15 @@ pub(super) fn write_all(file: &OpenFile, mut bytes: &[u8], mut offset: u64, mut 
     Ok(())
 }
 
-/// The pieces, cut at every multiple of a slot's length in the file: each part fits a slot, with its first and last block.
-pub(super) fn chunks(pieces: &[Piece]) -> impl Iterator<Item = Piece> {
-    pieces.iter().flat_map(|piece| {
+/// The pieces, cut at every multiple of `unit` in the file: each part, with its first and last block, is no longer.
+pub(super) fn chunks(pieces: &[Piece], unit: usize) -> impl Iterator<Item = Piece> {
+    let unit = unit as u64;
+    pieces.iter().flat_map(move |piece| {
         let mut done = 0;
         std::iter::from_fn(move || {
             let left = piece.len_bytes.checked_sub(done).filter(|&left| left > 0)?;
             let file_offset = piece.file_offset + done;
-            let len_bytes = left.min(SLOT_BYTES as u64 - file_offset % SLOT_BYTES as u64);
+            let len_bytes = left.min(unit - file_offset % unit);
             let buffer_offset = piece.buffer_offset + done;
             done += len_bytes;
             Some(Piece { file_offset, buffer_offset, len_bytes })
@@ -143,33 +136,15 @@ pub(super) fn chunks(pieces: &[Piece]) -> impl Iterator<Item = Piece> {
     })
 }
 
-/// Calls `work` for every chunk of a transfer, on this thread and up to `lanes - 1` others; ends at the first failure.
-fn in_lanes(transfer: &Transfer, work: impl Fn(Piece) -> Result<()> + Sync) -> Result<()> {
-    let mut chunks = chunks(&transfer.pieces).peekable();
-    // One chunk for each lane at least.
-    let parts = transfer.len_bytes().div_ceil(SLOT_BYTES as u64).max(transfer.pieces.len() as u64);
-    let lanes = transfer.lanes.min(usize::try_from(parts).unwrap_or(usize::MAX)).max(1);
-    if lanes == 1 {
-        return chunks.try_for_each(work);
-    }
-    let (queue, failure) = (Mutex::new(chunks), Mutex::new(None));
-    let lane = || {
-        while failure.lock().is_none() {
-            // The queue is let go of before the work begins.
-            let Some(chunk) = ({ queue.lock().next() }) else { return };
-            if let Err(error) = work(chunk) {
-                failure.lock().get_or_insert(error);
-            }
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 1..lanes {
-            // Without a thread the others do its part.
-            let _ = thread::Builder::new().name("alight-lane".into()).spawn_scoped(scope, lane);
-        }
-        lane();
-    });
-    failure.into_inner().map_or(Ok(()), Err)
+/// The reads of whole blocks that bring some pieces, and where each begins in the file.
+fn reads(pieces: &[Piece]) -> impl Iterator<Item = (u64, SlotRead)> {
+    chunks(pieces, READ_BYTES).map(|chunk| {
+        let start = chunk.file_offset - chunk.file_offset % DIRECT_ALIGN_BYTES;
+        let lead = (chunk.file_offset - start) as usize;
+        let wanted = lead..lead + chunk.len_bytes as usize;
+        let len = wanted.end.next_multiple_of(DIRECT_ALIGN_BYTES as usize);
+        (start, SlotRead { len, wanted, target: chunk.buffer_offset })
+    })
 }
 
 #[cfg(test)]
@@ -179,13 +154,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn chunks_are_the_pieces_and_fit_a_slot(
+        fn chunks_are_the_pieces_and_no_longer_than_a_read(
             pieces in prop::collection::vec((0u64..1 << 40, 0u64..5 << 20), 0..5),
         ) {
             let pieces: Vec<Piece> = pieces.into_iter().map(|(file_offset, len_bytes)| Piece {
                 file_offset, buffer_offset: file_offset ^ 77, len_bytes,
             }).collect();
-            let mut found = chunks(&pieces);
+            let mut found = chunks(&pieces, READ_BYTES);
             for piece in &pieces {
                 let mut done = 0;
                 while done < piece.len_bytes {
@@ -194,7 +169,7 @@ mod tests {
                     prop_assert_eq!(chunk.buffer_offset, piece.buffer_offset + done);
                     let start = chunk.file_offset / 4096 * 4096;
                     let end = (chunk.file_offset + chunk.len_bytes).next_multiple_of(4096);
-                    prop_assert!(chunk.len_bytes > 0 && end - start <= SLOT_BYTES as u64);
+                    prop_assert!(chunk.len_bytes > 0 && end - start <= READ_BYTES as u64);
                     done += chunk.len_bytes;
                 }
                 prop_assert_eq!(done, piece.len_bytes);

@@ -11,10 +11,17 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::error::CudaError;
+use super::kernels::{Kernels, RawCopy};
 use super::memory::CudaMemory;
 use super::stream::Stream;
 use crate::device::staging::{BusySlot, Slot};
 use crate::error::Result;
+
+/// From this many copies on, one kernel is faster than the copy engine: each copy costs it, and the caller, some 2 µs.
+pub(in crate::device) const GATHER_MIN: usize = 8;
+
+/// What each copy of a gather takes of the slot.
+pub(in crate::device) const TABLE_ENTRY_BYTES: usize = size_of::<RawCopy>();
 
 /// A stream lent to the copies of one run of device memory. Several threads may enqueue at the same time; the copies run
 /// one after another. Dropping it waits for them.
@@ -42,6 +49,46 @@ impl Copies {
         // `handed_over` keeps from everyone until then. Both ranges were just checked.
         let enqueued = unsafe { self.stream().copy_to_device(target, bytes.as_ptr(), bytes.len()) };
         self.handed_over("copy to the device", slot, enqueued).map(drop)
+    }
+
+    /// Enqueues copies of several ranges of a slot, each to an offset of the memory. The slot returns to its ring when they
+    /// are done. Where there are many, a kernel makes them, told by a table at the slot's end: it needs
+    /// [`TABLE_ENTRY_BYTES`] for each there, in bytes that no range covers.
+    ///
+    /// # Panics
+    /// If a range lies outside the slot, or its bytes outside the memory.
+    pub(in crate::device) fn upload_all(&self, mut slot: Slot, copies: &[(Range<usize>, u64)]) -> Result<()> {
+        let enqueued = match self.gather_table(&mut slot, copies) {
+            // SAFETY: the table lies in the slot, which `handed_over` keeps from everyone until the kernel is done, as do the
+            // ranges that it names; the targets lie in memory that `self` shares.
+            Some((kernels, table)) => unsafe { kernels.gather(self.stream(), table, copies.len() as u32) },
+            None => copies.iter().try_for_each(|(range, offset)| {
+                let bytes = &slot[range.clone()];
+                let target = self.address(*offset, bytes.len());
+                // SAFETY: as in `upload`.
+                unsafe { self.stream().copy_to_device(target, bytes.as_ptr(), bytes.len()) }
+            }),
+        };
+        self.handed_over("copy to the device", slot, enqueued).map(drop)
+    }
+
+    /// Writes the table of a gather to the end of a slot; `None` where copies are better, or all that is to be had.
+    fn gather_table(&self, slot: &mut Slot, copies: &[(Range<usize>, u64)]) -> Option<(&'static Kernels, u64)> {
+        let start = slot.len().checked_sub(copies.len() * TABLE_ENTRY_BYTES)? / 8 * 8;
+        if copies.len() < GATHER_MIN || copies.iter().any(|(range, _)| range.end > start) {
+            return None;
+        }
+        let base = slot.device_address()?;
+        // Why they are not there was logged when the transfer was planned.
+        let kernels = self.memory.device().kernels().ok()?;
+        let table = copies.iter().flat_map(|(range, offset)| {
+            let target = self.address(*offset, range.len());
+            [base + range.start as u64, target, range.len() as u64]
+        });
+        for (place, number) in slot[start..].as_chunks_mut().0.iter_mut().zip(table) {
+            *place = number.to_le_bytes();
+        }
+        Some((kernels, base + start as u64))
     }
 
     /// Enqueues a copy of `len` bytes at `offset` of the memory to the start of a slot.

@@ -10,7 +10,7 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
 
 use cudarc::driver::sys;
-pub(super) use sys::{CUcontext, CUdevice, CUdeviceptr, CUevent, CUstream};
+pub(super) use sys::{CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream};
 
 use super::error::CudaError;
 
@@ -54,6 +54,7 @@ macro_rules! driver_functions {
                 ///
                 /// # Safety
                 /// What the driver asks of the function's arguments.
+                #[allow(clippy::too_many_arguments, reason = "the driver's own")]
                 pub(super) unsafe fn $name(&self, $($arg: $type),*) -> Result<(), CudaError> {
                     // SAFETY: the pointer is this symbol's, and the caller answers for the arguments.
                     CudaError::check(unsafe { (self.$name)($($arg),*) })
@@ -103,10 +104,20 @@ driver_functions! {
     host_register = cuMemHostRegister_v2(address: *mut c_void, len: usize, flags: c_uint);
     /// Unpins it.
     host_unregister = cuMemHostUnregister(address: *mut c_void);
+    /// Where the device sees host memory that is pinned.
+    host_device_address = cuMemHostGetDevicePointer_v2(address: *mut CUdeviceptr, host: *mut c_void, flags: c_uint);
     /// Enqueues a copy from host to device memory.
     copy_to_device = cuMemcpyHtoDAsync_v2(target: CUdeviceptr, source: *const c_void, len: usize, stream: CUstream);
     /// Enqueues a copy from device to host memory.
     copy_to_host = cuMemcpyDtoHAsync_v2(target: *mut c_void, source: CUdeviceptr, len: usize, stream: CUstream);
+    /// Enqueues the filling of device memory with a 32-bit word, counted in words.
+    fill_words = cuMemsetD32Async(target: CUdeviceptr, word: c_uint, count: usize, stream: CUstream);
+    /// Loads code, compiled for this device where it is PTX.
+    module_load = cuModuleLoadData(module: *mut CUmodule, image: *const c_void);
+    /// A kernel of loaded code.
+    module_function = cuModuleGetFunction(function: *mut CUfunction, module: CUmodule, name: *const c_char);
+    /// Enqueues a kernel.
+    launch = cuLaunchKernel(function: CUfunction, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint, block_z: c_uint, shared_bytes: c_uint, stream: CUstream, params: *mut *mut c_void, extra: *mut *mut c_void);
     /// Makes a stream.
     stream_create = cuStreamCreate(stream: *mut CUstream, flags: c_uint);
     /// Waits for all that was enqueued.

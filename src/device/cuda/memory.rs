@@ -43,7 +43,7 @@ impl CudaMemory {
     }
 
     /// The device that the memory is on.
-    pub(super) fn device(&self) -> &'static CudaDevice {
+    pub(in crate::device) fn device(&self) -> &'static CudaDevice {
         self.device
     }
 
@@ -84,6 +84,8 @@ pub(super) fn memory_info(context: &Context) -> Result<(u64, u64), CudaError> {
 pub(in crate::device) struct Pinned {
     context: &'static Context,
     address: *mut c_void,
+    /// Where the device sees it, where it says so.
+    device_address: Option<CUdeviceptr>,
 }
 
 // SAFETY: the address is only given back to the driver, which any thread may do.
@@ -108,7 +110,15 @@ impl Pinned {
         let entered = context.enter()?;
         // SAFETY: the caller answers for the memory; the context is current.
         unsafe { entered.driver.host_register(address, len, HOST_REGISTER_PORTABLE) }?;
-        Ok(Pinned { context, address })
+        let mut seen: CUdeviceptr = 0;
+        // SAFETY: `seen` is a place for the answer, and the memory was just pinned.
+        let asked = unsafe { entered.driver.host_device_address(&mut seen, address, 0) };
+        Ok(Pinned { context, address, device_address: asked.is_ok().then_some(seen) })
+    }
+
+    /// Where kernels of the device find the first byte; `None` where the device cannot reach host memory.
+    pub(in crate::device) fn device_address(&self) -> Option<CUdeviceptr> {
+        self.device_address
     }
 }
 

@@ -14,16 +14,18 @@ mod copies;
 mod driver;
 mod error;
 mod foreign;
+mod kernels;
 mod memory;
 #[cfg(test)]
 pub(crate) mod simulated;
 mod stream;
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-pub(super) use copies::Copies;
+pub(super) use copies::{Copies, GATHER_MIN, TABLE_ENTRY_BYTES};
 pub(super) use foreign::{Current, ForeignStream};
 pub(super) use memory::{CudaMemory, Pinned};
 pub(super) use stream::Event;
@@ -32,6 +34,7 @@ use super::staging::Staging;
 use crate::error::{Error, Result};
 use context::Context;
 use driver::Driver;
+use kernels::Kernels;
 use stream::Stream;
 
 /// The most idle streams that a device keeps; a stream takes some 10 µs to make, and a few KiB.
@@ -44,6 +47,8 @@ pub(super) struct CudaDevice {
     streams: Mutex<Vec<Stream>>,
     /// The pinned ring that all transfers of this device share, once one was needed.
     staging: Mutex<Option<Staging>>,
+    /// The kernels, once they were needed. A failure is not remembered.
+    kernels: OnceLock<Kernels>,
 }
 
 /// How many GPUs this process can use; none is an error that says why, and what to do.
@@ -83,7 +88,9 @@ impl CudaDevice {
             let (device, why) = (format!("cuda:{ordinal}"), error.describe(driver));
             Error::Device { device, action: "open", why }
         })?;
-        Ok(Box::leak(Box::new(CudaDevice { context, streams: Mutex::default(), staging: Mutex::default() })))
+        let device =
+            CudaDevice { context, streams: Mutex::default(), staging: Mutex::default(), kernels: OnceLock::new() };
+        Ok(Box::leak(Box::new(device)))
     }
 
     /// Its number among the devices that this process sees.
@@ -109,6 +116,29 @@ impl CudaDevice {
     /// The place for the pinned ring of this device.
     pub(super) fn staging(&self) -> &Mutex<Option<Staging>> {
         &self.staging
+    }
+
+    /// Loads the kernels, where they are not loaded yet.
+    pub(super) fn has_kernels(&'static self) -> Result<()> {
+        self.kernels().map(drop)
+    }
+
+    /// The kernels, loaded by the first call.
+    fn kernels(&'static self) -> Result<&'static Kernels> {
+        if let Some(kernels) = self.kernels.get() {
+            return Ok(kernels);
+        }
+        let loaded = Kernels::load(self)?;
+        // Who loaded at the same time: either's will do.
+        Ok(self.kernels.get_or_init(|| loaded))
+    }
+
+    /// The CRC-32 of ranges of some memory of this device, by a kernel. Blocks until they are there.
+    ///
+    /// # Panics
+    /// If a range lies outside the memory.
+    pub(super) fn crc32(&'static self, memory: &Arc<CudaMemory>, ranges: &[Range<u64>]) -> Result<Vec<u32>> {
+        self.kernels()?.crc32(memory, ranges)
     }
 
     /// An event for copies of this device.

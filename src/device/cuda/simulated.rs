@@ -8,7 +8,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
-use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ops::Range;
 use std::ptr;
 use std::sync::Arc;
@@ -18,7 +18,8 @@ use cudarc::driver::sys::CUresult;
 use parking_lot::Mutex;
 
 use super::CudaDevice;
-use super::driver::{CUcontext, CUdevice, CUdeviceptr, CUevent, CUstream, Code, Driver};
+use super::driver::{CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream, Code, Driver};
+use super::kernels::{self, RawCopy, RawRange};
 
 /// The memory of a simulated GPU.
 pub(in crate::device) const MEMORY_BYTES: u64 = 1 << 30;
@@ -75,6 +76,22 @@ enum Job {
     ToHost {
         target: Range<usize>,
         source: u64,
+    },
+    Fill {
+        target: u64,
+        words: usize,
+        word: u32,
+    },
+    /// What `crc32_ranges` does.
+    Checksums {
+        ranges: u64,
+        crcs: u64,
+        count: usize,
+        parts: u64,
+    },
+    /// What `gather` does, out of pinned memory.
+    Gather {
+        copies: Range<usize>,
     },
     /// Work of another library on device memory: the first byte of what it uses, and what it does.
     Foreign {
@@ -175,7 +192,13 @@ impl Gpu {
             Job::ToDevice { source: Source::Pinned(host), .. } | Job::ToHost { target: host, .. } => {
                 host.start < range.end && range.start < host.end
             }
-            Job::ToDevice { .. } | Job::Foreign { .. } => false,
+            Job::Gather { copies } => {
+                let table = std::iter::once(copies.clone());
+                table
+                    .chain(gathered(copies).iter().map(|copy| host_range(copy.source, copy.len)))
+                    .any(|used| used.start < range.end && range.start < used.end)
+            }
+            Job::ToDevice { .. } | Job::Foreign { .. } | Job::Fill { .. } | Job::Checksums { .. } => false,
         })
     }
 
@@ -215,6 +238,37 @@ impl Gpu {
 
     fn execute(&mut self, job: Job) {
         match job {
+            Job::Fill { target, words, word } => {
+                let bytes = self.device_bytes(target, words * 4);
+                bytes.as_chunks_mut().0.iter_mut().for_each(|place| *place = word.to_le_bytes());
+            }
+            Job::Checksums { ranges, crcs, count, parts } => {
+                for index in 0..count as u64 {
+                    let range = self.device_bytes(ranges + 16 * index, 16).to_vec();
+                    let number = |at: usize| u64::from_le_bytes(*range[at..].first_chunk().expect("16 bytes"));
+                    let range = RawRange { address: number(0), len: number(8) };
+                    assert!(kernels::parts(&range) <= parts, "a launch without blocks for all of a range");
+                    let crc = if range.len == 0 {
+                        0
+                    } else {
+                        crc32fast::hash(self.device_bytes(range.address, range.len as usize))
+                    };
+                    // The kernel adds to what is there.
+                    for (place, byte) in self.device_bytes(crcs + 4 * index, 4).iter_mut().zip(crc.to_le_bytes()) {
+                        *place ^= byte;
+                    }
+                }
+            }
+            Job::Gather { copies } => {
+                assert!(self.is_pinned(&copies), "a table that is no longer pinned");
+                for copy in gathered(&copies) {
+                    let source = host_range(copy.source, copy.len);
+                    assert!(self.is_pinned(&source), "a gather from memory that is no longer pinned");
+                    let bytes = self.device_bytes(copy.target, source.len());
+                    // SAFETY: pinned, so mapped, as below.
+                    unsafe { ptr::copy_nonoverlapping(source.start as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+                }
+            }
             Job::Foreign { work, .. } => work(self),
             Job::ToDevice { target, source: Source::Taken(bytes) } => {
                 self.device_bytes(target, bytes.len()).copy_from_slice(&bytes);
@@ -233,6 +287,30 @@ impl Gpu {
             }
         }
     }
+}
+
+/// The first bytes of the device memory that a job uses.
+fn device_addresses(job: &Job) -> Vec<u64> {
+    match job {
+        Job::ToDevice { target: device, .. }
+        | Job::ToHost { source: device, .. }
+        | Job::Fill { target: device, .. }
+        | Job::Foreign { device, .. } => vec![*device],
+        Job::Checksums { ranges, crcs, .. } => vec![*ranges, *crcs],
+        Job::Gather { copies } => gathered(copies).iter().map(|copy| copy.target).collect(),
+    }
+}
+
+/// The table of a gather, which lies in pinned memory.
+fn gathered(table: &Range<usize>) -> Vec<RawCopy> {
+    let count = table.len() / size_of::<RawCopy>();
+    // SAFETY: the table is pinned, so mapped; who changes it while it is in use breaks the rule that is tested here.
+    (0..count).map(|index| unsafe { ptr::read_unaligned((table.start as *const RawCopy).add(index)) }).collect()
+}
+
+/// Host memory by the address at which the device sees it: the same, here.
+fn host_range(address: u64, len: u64) -> Range<usize> {
+    address as usize..(address + len) as usize
 }
 
 fn code(result: Result<(), Code>) -> Code {
@@ -278,8 +356,13 @@ static DRIVER: Driver = Driver {
     memory_free,
     host_register,
     host_unregister,
+    host_device_address,
     copy_to_device,
     copy_to_host,
+    fill_words,
+    module_load,
+    module_function,
+    launch,
     stream_create,
     stream_synchronize,
     stream_destroy,
@@ -375,11 +458,8 @@ unsafe extern "C" fn memory_free(address: CUdeviceptr) -> Code {
     on_current(|gpu| {
         let bytes = gpu.allocations.remove(&address).ok_or(INVALID_VALUE)?;
         let range = address..address + bytes.len() as u64;
-        let used = gpu.streams.values().flat_map(|queue| &queue.jobs).any(|job| match job {
-            Job::ToDevice { target: device, .. } | Job::ToHost { source: device, .. } | Job::Foreign { device, .. } => {
-                range.contains(device)
-            }
-        });
+        let jobs = gpu.streams.values().flat_map(|queue| &queue.jobs);
+        let used = jobs.flat_map(device_addresses).any(|address| range.contains(&address));
         assert!(!used, "device memory was freed under a copy");
         Ok(())
     })
@@ -428,6 +508,93 @@ unsafe extern "C" fn copy_to_host(target: *mut c_void, source: CUdeviceptr, len:
         // SAFETY: the caller's range is valid during the call.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), target.cast::<u8>(), len) };
         Ok(())
+    })
+}
+
+unsafe extern "C" fn host_device_address(address: *mut CUdeviceptr, host: *mut c_void, _flags: c_uint) -> Code {
+    on_current(|gpu| {
+        let start = host.expose_provenance();
+        if !gpu.is_pinned(&(start..start + 1)) {
+            return Err(INVALID_VALUE);
+        }
+        // SAFETY: a place for the answer.
+        unsafe { *address = start as u64 };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn fill_words(target: CUdeviceptr, word: c_uint, count: usize, stream: CUstream) -> Code {
+    on_current(|gpu| {
+        gpu.device_bytes(target, count * 4);
+        gpu.enqueue(stream.addr(), Job::Fill { target, words: count, word })
+    })
+}
+
+/// The handles of the kernels.
+const CRC32_RANGES: usize = 1;
+const GATHER: usize = 2;
+
+unsafe extern "C" fn module_load(module: *mut CUmodule, image: *const c_void) -> Code {
+    on_current(|_| {
+        // SAFETY: the image ends in a zero, and `module` is a place for the answer.
+        let text = unsafe { CStr::from_ptr(image.cast()) };
+        assert!(text.to_bytes().windows(7).any(|word| word == b".target"), "an image that is no PTX");
+        // SAFETY: as above.
+        unsafe { *module = handle() };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn module_function(function: *mut CUfunction, _module: CUmodule, name: *const c_char) -> Code {
+    on_current(|_| {
+        // SAFETY: the name ends in a zero.
+        let known = match unsafe { CStr::from_ptr(name) }.to_bytes() {
+            b"crc32_ranges" => CRC32_RANGES,
+            b"gather" => GATHER,
+            _ => return Err(INVALID_VALUE),
+        };
+        // SAFETY: a place for the answer.
+        unsafe { *function = ptr::without_provenance_mut(known) };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn launch(
+    function: CUfunction,
+    blocks: c_uint,
+    _grid_y: c_uint,
+    _grid_z: c_uint,
+    threads: c_uint,
+    _block_y: c_uint,
+    _block_z: c_uint,
+    _shared_bytes: c_uint,
+    stream: CUstream,
+    params: *mut *mut c_void,
+    _extra: *mut *mut c_void,
+) -> Code {
+    on_current(|gpu| {
+        assert_eq!(threads, 256, "the kernels count on it");
+        // SAFETY: each parameter points to a value of the kernel's type.
+        let number = |index: usize| unsafe { *(*params.add(index)).cast::<u64>() };
+        // SAFETY: as above.
+        let short = |index: usize| unsafe { *(*params.add(index)).cast::<u32>() };
+        let job = match function.addr() {
+            CRC32_RANGES => {
+                let (ranges, crcs, parts) = (number(0), number(1), short(2));
+                assert!(blocks.is_multiple_of(parts), "whole ranges");
+                let count = (blocks / parts) as usize;
+                gpu.device_bytes(ranges, count * 16);
+                gpu.device_bytes(crcs, count * 4);
+                Job::Checksums { ranges, crcs, count, parts: u64::from(parts) }
+            }
+            GATHER => {
+                let (table, count) = (number(0) as usize, short(1));
+                assert!(u64::from(blocks) * 8 >= u64::from(count), "a warp for each copy");
+                Job::Gather { copies: table..table + count as usize * size_of::<RawCopy>() }
+            }
+            _ => return Err(INVALID_HANDLE),
+        };
+        gpu.enqueue(stream.addr(), job)
     })
 }
 

@@ -1,11 +1,11 @@
 //! Streams and events: what orders copies and says when they are done. They hold no memory; who enqueues a copy answers
 //! for both of its ends.
 
-use std::ffi::c_void;
+use std::ffi::{c_uint, c_void};
 use std::ptr;
 
 use super::context::Context;
-use super::driver::{CUdeviceptr, CUevent, CUstream, EVENT_FLAGS, STREAM_NON_BLOCKING};
+use super::driver::{CUdeviceptr, CUevent, CUfunction, CUstream, EVENT_FLAGS, STREAM_NON_BLOCKING};
 use super::error::CudaError;
 use crate::error::Result;
 
@@ -64,6 +64,33 @@ impl Stream {
         let entered = self.context.enter()?;
         // SAFETY: the caller answers for the ranges; the stream is alive and the context current.
         unsafe { entered.driver.copy_to_host(target.cast::<c_void>(), source, len, self.raw) }
+    }
+
+    /// Enqueues the filling of device memory with a word, `count` times.
+    ///
+    /// # Safety
+    /// The memory is valid, and nobody else uses it until the stream has passed this.
+    pub(super) unsafe fn fill_words(&self, target: CUdeviceptr, word: u32, count: usize) -> Result<(), CudaError> {
+        let entered = self.context.enter()?;
+        // SAFETY: the caller answers for the memory; the stream is alive and the context current.
+        unsafe { entered.driver.fill_words(target, word, count, self.raw) }
+    }
+
+    /// Enqueues a kernel with that many blocks and threads in each. The parameters are read before it returns.
+    ///
+    /// # Safety
+    /// The parameters are those of the kernel, and what they name is valid until the stream has passed it.
+    pub(super) unsafe fn launch(
+        &self,
+        kernel: CUfunction,
+        blocks: c_uint,
+        threads: c_uint,
+        params: &mut [*mut c_void],
+    ) -> Result<(), CudaError> {
+        let entered = self.context.enter()?;
+        let (params, none) = (params.as_mut_ptr(), ptr::null_mut());
+        // SAFETY: the caller answers for the kernel and its parameters; the stream is alive and the context current.
+        unsafe { entered.driver.launch(kernel, blocks, 1, 1, threads, 1, 1, 0, self.raw, params, none) }
     }
 
     /// Enqueues an event: it passes when everything before it is done.
