@@ -18,6 +18,8 @@ pub struct Metrics {
     pub bytes_direct: u64,
     /// Bytes read through the page cache.
     pub bytes_buffered: u64,
+    /// Bytes that went to a GPU out of pinned pages of the page cache.
+    pub bytes_pinned: u64,
     /// Values whose checksum did not match.
     pub checksum_failures: u64,
     /// Times the index overlay was written out.
@@ -36,6 +38,7 @@ pub(crate) struct Counters {
     pub(crate) bytes_got: AtomicU64,
     pub(crate) bytes_direct: AtomicU64,
     pub(crate) bytes_buffered: AtomicU64,
+    pub(crate) bytes_pinned: AtomicU64,
     pub(crate) checksum_failures: AtomicU64,
     pub(crate) index_flushes: AtomicU64,
     pub(crate) index_flush_failures: AtomicU64,
@@ -55,6 +58,7 @@ impl Counters {
             bytes_got: read(&self.bytes_got),
             bytes_direct: read(&self.bytes_direct),
             bytes_buffered: read(&self.bytes_buffered),
+            bytes_pinned: read(&self.bytes_pinned),
             checksum_failures: read(&self.checksum_failures),
             index_flushes: read(&self.index_flushes),
             index_flush_failures: read(&self.index_flush_failures),

@@ -25,15 +25,18 @@ use std::io;
 use std::ops::Range;
 use std::ptr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 pub use buffer::DeviceBuffer;
+pub(crate) use cuda::PinnedMap;
 #[cfg(test)]
 pub(crate) use cuda::simulated;
 pub(crate) use foreign::{Current, ForeignStream, Mark};
 
 use crate::error::{Error, Result};
+use crate::storage::StorageMap;
 use buffer::Memory;
 use cuda::CudaDevice;
 use host::HostMemory;
@@ -154,25 +157,29 @@ impl Device {
     /// # Errors
     /// [`Error::DeviceMemory`] where a GPU has too little free; [`Error::Device`] for any other failure.
     pub fn allocate(&self, len_bytes: u64) -> Result<DeviceBuffer> {
-        self.allocate_from(len_bytes, HostMemory::zeroed)
+        match self.0 {
+            Kind::Host => self.host_buffer(len_bytes, HostMemory::zeroed),
+            Kind::Cuda(gpu) => Ok(DeviceBuffer::new(self.clone(), Memory::Cuda(gpu.allocate(len_bytes)?))),
+        }
     }
 
     /// [`allocate`](Device::allocate), for who fills the memory or never shows what was not filled: on the host its
-    /// contents are whatever an earlier user left there, which saves the page faults of new memory.
+    /// contents are whatever an earlier user left there, which saves the page faults of new memory; on a GPU small runs are
+    /// cut from slabs of 2 MiB, which saves two calls of the driver, and used again as soon as they are freed.
     pub(crate) fn allocate_to_be_filled(&self, len_bytes: u64) -> Result<DeviceBuffer> {
-        self.allocate_from(len_bytes, HostMemory::to_be_filled)
+        match self.0 {
+            Kind::Host => self.host_buffer(len_bytes, HostMemory::to_be_filled),
+            Kind::Cuda(gpu) => Ok(DeviceBuffer::new(self.clone(), Memory::Cuda(gpu.allocate_small(len_bytes)?))),
+        }
     }
 
-    fn allocate_from(&self, len_bytes: u64, host: impl FnOnce(u64) -> io::Result<HostMemory>) -> Result<DeviceBuffer> {
-        let memory = match self.0 {
-            Kind::Host => Memory::Host(host(len_bytes).map_err(|error| Error::Device {
-                device: self.to_string(),
-                action: "allocate",
-                why: format!("{len_bytes} bytes: {error}"),
-            })?),
-            Kind::Cuda(gpu) => Memory::Cuda(gpu.allocate(len_bytes)?),
-        };
-        Ok(DeviceBuffer::new(self.clone(), memory))
+    fn host_buffer(&self, len_bytes: u64, take: impl FnOnce(u64) -> io::Result<HostMemory>) -> Result<DeviceBuffer> {
+        let memory = take(len_bytes).map_err(|error| Error::Device {
+            device: self.to_string(),
+            action: "allocate",
+            why: format!("{len_bytes} bytes: {error}"),
+        })?;
+        Ok(DeviceBuffer::new(self.clone(), Memory::Host(memory)))
     }
 
     /// Whether this device takes checksums and gathers by itself: a GPU that its kernels could be loaded on. The first call
@@ -184,6 +191,21 @@ impl Device {
                 .has_kernels()
                 .inspect_err(|error| tracing::warn!("{error}; checksums are taken on the host"))
                 .is_ok(),
+        }
+    }
+
+    /// Pins a range of a mapped file for copies to this device. Pages that are not in the page cache are read from the disk.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the driver refuses, and on the host, which needs no pinning.
+    pub(crate) fn pin_map(&self, map: Arc<dyn StorageMap>, range: Range<usize>) -> Result<PinnedMap> {
+        match self.0 {
+            Kind::Host => Err(Error::Device {
+                device: self.to_string(),
+                action: "pin pages of the page cache",
+                why: "only a GPU needs them pinned".to_string(),
+            }),
+            Kind::Cuda(gpu) => PinnedMap::new(gpu, map, range),
         }
     }
 

@@ -13,13 +13,14 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::buffer::Memory;
 use super::cuda::{Copies, GATHER_MIN, TABLE_ENTRY_BYTES};
 use super::staging::{BusySlot, SLOT_BYTES, Slot};
-use super::{Device, DeviceBuffer};
+use super::{Device, DeviceBuffer, PinnedMap};
 use crate::error::{Error, Result};
 
 /// Host buffers are locked in stripes of this length, so that threads that copy to different places seldom meet.
@@ -106,6 +107,22 @@ impl<'b> Upload<'b> {
                 Ok(())
             }
             Target::Cuda(copier, _) => copier.upload_all(slot, copies),
+        });
+        copied.inspect_err(|error| {
+            self.failed.lock().get_or_insert_with(|| error.to_string());
+        })
+    }
+
+    /// Copies a range of pinned pages to `offset` of the buffer, which is on a GPU. It only enqueues the copy, and the
+    /// pages stay pinned until it is done.
+    ///
+    /// # Errors
+    /// As [`copy`](Self::copy).
+    pub(crate) fn copy_pinned(&self, source: &Arc<PinnedMap>, range: &Range<usize>, offset: u64) -> Result<()> {
+        let copied = super::check_range(&self.device, "upload", offset, range.len() as u64, self.len_bytes);
+        let copied = copied.and_then(|_| match &self.target {
+            Target::Host(_) => unreachable!("nothing is pinned for the host"),
+            Target::Cuda(copies, _) => copies.upload_pinned(source, range, offset),
         });
         copied.inspect_err(|error| {
             self.failed.lock().get_or_insert_with(|| error.to_string());

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::lanes::in_lanes;
 use crate::device::DeviceBuffer;
 use crate::device::slab::{self, SlotPart};
-use crate::device::staging::{SLOT_BYTES, Slot};
+use crate::device::staging::{SLOT_BYTES, Slot, Staging};
 use crate::device::transfer::{Upload, table_bytes};
 use crate::error::Result;
 
@@ -36,11 +36,10 @@ struct Load {
     copies: Vec<(Range<usize>, u64)>,
 }
 
-/// Fills `buffer`: calls `read` with the number of every read and the bytes to fill, each once, from up to `lanes` threads.
-/// Blocks until every byte is there; a later read on any stream sees it. After a failure the targets are unspecified.
+/// As [`fill_through`], into a whole buffer. Blocks until every byte is there; a later read on any stream sees it.
 ///
 /// # Errors
-/// The first of `read`; [`Error::Device`](crate::Error::Device).
+/// As [`fill_through`].
 pub(crate) fn fill(
     buffer: &mut DeviceBuffer,
     reads: &[SlotRead],
@@ -49,6 +48,22 @@ pub(crate) fn fill(
 ) -> Result<()> {
     let staging = buffer.device().staging()?;
     let upload = Upload::new(buffer)?;
+    fill_through(&upload, &staging, reads, lanes, read)?;
+    upload.finish()
+}
+
+/// Fills an upload's buffer: calls `read` with the number of every read and the bytes to fill, each once, from up to `lanes` threads.
+/// Blocks until every byte is on its way. After a failure the targets are unspecified.
+///
+/// # Errors
+/// The first of `read`; [`Error::Device`](crate::Error::Device).
+pub(crate) fn fill_through(
+    upload: &Upload<'_>,
+    staging: &Staging,
+    reads: &[SlotRead],
+    lanes: usize,
+    read: impl Fn(usize, &mut [u8]) -> Result<()> + Sync,
+) -> Result<()> {
     let loads = pack(reads);
     if let [Load { reads: all, copies }] = &loads[..]
         && all.len() == 1
@@ -56,8 +71,7 @@ pub(crate) fn fill(
         // One read: no thread, no table, nothing to share.
         let mut slot = staging.acquire()?;
         read(0, &mut slot[..reads[0].len])?;
-        upload.copy_all(slot, copies)?;
-        return upload.finish();
+        return upload.copy_all(slot, copies);
     }
     let load_of: Vec<usize> =
         loads.iter().enumerate().flat_map(|(index, load)| load.reads.clone().map(move |_| index)).collect();
@@ -80,8 +94,7 @@ pub(crate) fn fill(
             Some(slot) => upload.copy_all(slot, &load.copies),
             None => Ok(()),
         }
-    })?;
-    upload.finish()
+    })
 }
 
 /// Puts reads into slots, in their order.

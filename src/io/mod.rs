@@ -19,8 +19,10 @@ mod read;
 pub(crate) mod retry;
 pub(crate) mod staged;
 pub(crate) mod transport;
+mod windows;
 
 pub(crate) use payload::{Blob, PayloadStream, lay_out};
 pub(crate) use plan::{Extent, ReadPlan};
 pub(crate) use pump::pump;
 pub(crate) use read::{SegmentFile, execute, read_chunks};
+pub(crate) use windows::Windows;

@@ -9,11 +9,13 @@ use alight_format::{SegmentId, combine, crc32};
 use parking_lot::Mutex;
 
 use crate::config::{READ_BYTES, READ_THREADS_MAX};
-use crate::device::DeviceBuffer;
+use crate::device::transfer::Upload;
+use crate::device::{DeviceBuffer, PinnedMap};
 use crate::error::{Error, Result};
-use crate::io::fill::{SlotRead, fill};
+use crate::io::fill::{SlotRead, fill, fill_through};
 use crate::io::lanes::{in_lanes, lanes_for};
 use crate::io::plan::{Extent, Read, ReadPlan};
+use crate::io::windows::{WINDOW_BYTES, Windows};
 use crate::metrics::Counters;
 use crate::storage::{AlignedBuf, Caching, StorageFile, is_direct_aligned, read_exact_at};
 
@@ -22,18 +24,28 @@ use crate::storage::{AlignedBuf, Caching, StorageFile, is_direct_aligned, read_e
 pub(crate) struct SegmentFile {
     pub(crate) file: Arc<dyn StorageFile>,
     pub(crate) path: Arc<PathBuf>,
+    /// Where the segment ends, once nobody appends to it any more.
+    pub(crate) sealed_end: Option<u64>,
 }
 
 /// Finds the file of a segment.
 pub(crate) type FindFile<'a> = dyn Fn(SegmentId) -> Result<SegmentFile> + Sync + 'a;
 
 impl SegmentFile {
+    /// Whether all of a range is in the page cache. A question that the system cannot answer counts as no: then the disk is
+    /// asked, which is right either way.
+    pub(crate) fn is_resident(&self, offset: u64, len: u64) -> bool {
+        self.file.resident(offset, len).unwrap_or_default().unwrap_or(false)
+    }
+
     /// Reads whole blocks into `buf`: through the page cache when they are in it, past it when not.
     fn read(&self, buf: &mut [u8], offset: u64, counters: &Counters) -> Result<()> {
-        // A question the system cannot answer counts as not resident: then the disk is asked, which is right either
-        // way.
-        let resident = self.file.resident(offset, buf.len() as u64).unwrap_or_default().unwrap_or(false);
-        let direct = !resident && self.file.direct() && is_direct_aligned(buf.as_ptr() as u64, offset, buf.len());
+        self.read_by(buf, offset, self.is_resident(offset, buf.len() as u64), counters)
+    }
+
+    /// Reads whole blocks into `buf`, through the page cache or, where it can be done, past it.
+    fn read_by(&self, buf: &mut [u8], offset: u64, cached: bool, counters: &Counters) -> Result<()> {
+        let direct = !cached && self.file.direct() && is_direct_aligned(buf.as_ptr() as u64, offset, buf.len());
         let (caching, counter) = if direct {
             (Caching::Direct, &counters.bytes_direct)
         } else {
@@ -69,6 +81,7 @@ pub(crate) fn execute(
     extents: &[Extent],
     find: &FindFile<'_>,
     arena: &mut DeviceBuffer,
+    windows: &Windows,
     counters: &Counters,
 ) -> Result<Outcome> {
     let lanes = lanes_for(READ_THREADS_MAX);
@@ -92,9 +105,9 @@ pub(crate) fn execute(
             checks.take(plan, read, target);
             Ok(())
         })?;
+    } else if on_device && windows.are_wanted() {
+        bring(plan, find, windows, arena, lanes, counters)?;
     } else {
-        let slot_read =
-            |read: &Read| SlotRead { len: read.len, wanted: read.wanted.clone(), target: read.arena_offset };
         let reads: Vec<SlotRead> = plan.reads.iter().map(slot_read).collect();
         fill(arena, &reads, lanes, |index, bytes| {
             let read = &plan.reads[index];
@@ -107,6 +120,71 @@ pub(crate) fn execute(
     }
     let damaged = if on_device { damaged_on_device(plan, extents, arena)? } else { checks.damaged(plan, extents) };
     Ok(Outcome { damaged })
+}
+
+/// Brings every byte of a plan to a GPU whose checksums are taken there: out of pinned windows where there are any, else
+/// through the ring, and then through the page cache, so that there will be.
+fn bring(
+    plan: &ReadPlan,
+    find: &FindFile<'_>,
+    windows: &Windows,
+    arena: &mut DeviceBuffer,
+    lanes: usize,
+    counters: &Counters,
+) -> Result<()> {
+    let device = arena.device().clone();
+    let staging = device.staging()?;
+    let upload = Upload::new(arena)?;
+    let mut rest: Vec<&Read> = Vec::new();
+    let mut window: Option<(SegmentId, u64, Option<Arc<PinnedMap>>)> = None;
+    // Neighbours that come out of one window are one copy.
+    let mut copy: Option<(Arc<PinnedMap>, Range<usize>, u64)> = None;
+    let flush = |copy: &mut Option<(Arc<PinnedMap>, Range<usize>, u64)>| match copy.take() {
+        Some((window, range, target)) => {
+            Counters::add(&counters.bytes_pinned, range.len() as u64);
+            upload.copy_pinned(&window, &range, target)
+        }
+        None => Ok(()),
+    };
+    for read in &plan.reads {
+        let number = read.offset / WINDOW_BYTES;
+        if window.as_ref().is_none_or(|(segment, known, _)| (*segment, *known) != (read.segment, number)) {
+            let found = windows.get(&device, read.segment, &find(read.segment)?, number);
+            window = Some((read.segment, number, found));
+        }
+        let start = read.offset % WINDOW_BYTES;
+        let range = start as usize + read.wanted.start..start as usize + read.wanted.end;
+        let pinned = window.as_ref().and_then(|(.., found)| found.as_ref()).filter(|found| range.end <= found.len());
+        // A read over the end of a window is not worth two copies.
+        let Some(found) = pinned else {
+            rest.push(read);
+            continue;
+        };
+        match &mut copy {
+            Some((from, so_far, target))
+                if Arc::ptr_eq(from, found)
+                    && so_far.end == range.start
+                    && *target + so_far.len() as u64 == read.arena_offset =>
+            {
+                so_far.end = range.end;
+            }
+            _ => {
+                flush(&mut copy)?;
+                copy = Some((Arc::clone(found), range, read.arena_offset));
+            }
+        }
+    }
+    flush(&mut copy)?;
+    let reads: Vec<SlotRead> = rest.iter().map(|read| slot_read(read)).collect();
+    fill_through(&upload, &staging, &reads, lanes, |index, bytes| {
+        let read = rest[index];
+        find(read.segment)?.read_by(bytes, read.offset, true, counters)
+    })?;
+    upload.finish()
+}
+
+fn slot_read(read: &Read) -> SlotRead {
+    SlotRead { len: read.len, wanted: read.wanted.clone(), target: read.arena_offset }
 }
 
 /// The extents whose bytes, as they lie on the device, do not have the checksum that was written.

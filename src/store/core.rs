@@ -11,6 +11,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use crate::config::{FLUSH_PATIENCE, OVERLAY_BACKLOG_FACTOR};
 use crate::error::{Error, Result};
 use crate::index::Version;
+use crate::io::Windows;
 use crate::metrics::Counters;
 use crate::storage::{BufferPool, Storage, StorageLock};
 use crate::store::commit::{Committer, SmallCommit};
@@ -28,6 +29,8 @@ pub(crate) struct Core {
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) segments: Arc<Segments>,
     pub(crate) counters: Counters,
+    /// What is pinned of the segments for a GPU.
+    pub(crate) windows: Windows,
     pub(crate) buffers: Arc<BufferPool>,
     pub(crate) durability: Durability,
     pub(crate) small_commit_bytes_max: u64,
@@ -78,6 +81,7 @@ impl Core {
             storage: Arc::clone(&options.storage),
             segments,
             counters: Counters::default(),
+            windows: Windows::new(options.pinned_bytes_max),
             buffers: Arc::default(),
             durability: options.durability,
             small_commit_bytes_max: options.small_commit_bytes_max,

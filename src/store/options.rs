@@ -41,6 +41,7 @@ pub struct StoreOptions {
     pub(crate) segment_bytes: Option<u64>,
     pub(crate) overlay_entries_max: usize,
     pub(crate) small_commit_bytes_max: u64,
+    pub(crate) pinned_bytes_max: u64,
     pub(crate) storage: Arc<dyn Storage>,
 }
 
@@ -61,6 +62,7 @@ impl Default for StoreOptions {
             segment_bytes: None,
             overlay_entries_max: config::OVERLAY_ENTRIES_MAX,
             small_commit_bytes_max: config::SMALL_COMMIT_BYTES_MAX,
+            pinned_bytes_max: 0,
             storage: Arc::new(FileStorage::new()),
         }
     }
@@ -83,6 +85,17 @@ impl StoreOptions {
     /// system. What is read is the state at the time of opening.
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
+        self
+    }
+
+    /// Keeps up to so many bytes of the page cache pinned for a GPU, so that loading the same values again goes at the bus's
+    /// full rate: on an H100, 55 GB/s instead of some 45. None at first.
+    ///
+    /// It is host memory that the system cannot take back while the store is open, and counts as this process's. The first load
+    /// fills the page cache, the second pins what is in it (6 GiB in some 0.2 s), and every further one only copies. Gets of less
+    /// than 8 MiB, and the host device, have no use for it.
+    pub fn pinned_bytes_max(mut self, bytes: u64) -> Self {
+        self.pinned_bytes_max = bytes;
         self
     }
 

@@ -118,7 +118,7 @@ impl<F: FnMut(VerifyProgress)> Check<'_, F> {
     /// Reads a segment from its header to its last published frame.
     fn segment(&mut self, segment: &Arc<Segment>, end: u64) -> Result<()> {
         let file = match self.core.segments.file(segment) {
-            Ok(file) => SegmentFile { file, path: Arc::new(segment.path.clone()) },
+            Ok(file) => SegmentFile { file, path: Arc::new(segment.path.clone()), sealed_end: segment.sealed_end() },
             Err(error) => return self.note(Err(error)),
         };
         let mut offset = FIRST_FRAME;

@@ -43,7 +43,12 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<(), Failure> {
 
 /// Opens a store to read from: beside a writer, and on a read-only file system.
 fn open_to_read(path: &Path) -> Result<Store, Failure> {
-    Store::options().read_only(true).open(path).map_err(not_opened)
+    open_to_load(path, 0)
+}
+
+/// Opens a store to read from, which may keep so many bytes of it pinned.
+fn open_to_load(path: &Path, pinned_bytes_max: u64) -> Result<Store, Failure> {
+    Store::options().read_only(true).pinned_bytes_max(pinned_bytes_max).open(path).map_err(not_opened)
 }
 
 /// Opens a store to write to, which must be there.

@@ -10,8 +10,11 @@ use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::error::CudaError;
 use super::kernels::{Kernels, RawCopy};
+use super::mapped::PinnedMap;
 use super::memory::CudaMemory;
 use super::stream::Stream;
 use crate::device::staging::{BusySlot, Slot};
@@ -29,13 +32,15 @@ pub(in crate::device) struct Copies {
     memory: Arc<CudaMemory>,
     /// Taken at the end, when it goes back to the device.
     stream: Option<Stream>,
+    /// What copies start from beside slots, kept until they are done.
+    sources: Mutex<Vec<Arc<PinnedMap>>>,
 }
 
 impl Copies {
     /// Lends a stream for copies to and from `memory`.
     pub(in crate::device) fn new(memory: &Arc<CudaMemory>) -> Result<Copies> {
         let stream = memory.device().lend_stream()?;
-        Ok(Copies { memory: Arc::clone(memory), stream: Some(stream) })
+        Ok(Copies { memory: Arc::clone(memory), stream: Some(stream), sources: Mutex::default() })
     }
 
     /// Enqueues a copy of a slot's range to `offset` of the memory. The slot returns to its ring when the copy is done.
@@ -70,6 +75,24 @@ impl Copies {
             }),
         };
         self.handed_over("copy to the device", slot, enqueued).map(drop)
+    }
+
+    /// Enqueues a copy of a range of pinned pages to `offset` of the memory. They stay pinned until it is done.
+    ///
+    /// # Panics
+    /// If the range lies outside what is pinned, or the bytes outside the memory.
+    pub(in crate::device) fn upload_pinned(
+        &self,
+        source: &Arc<PinnedMap>,
+        range: &Range<usize>,
+        offset: u64,
+    ) -> Result<()> {
+        let (bytes, target) = (source.address(range), self.address(offset, range.len()));
+        self.sources.lock().push(Arc::clone(source));
+        // SAFETY: the target lies in memory that `self` shares until the copies are done, the source in pages that stay
+        // mapped and pinned as long; both ranges were just checked. Nobody writes to a mapping for reading.
+        unsafe { self.stream().copy_to_device(target, bytes, range.len()) }
+            .map_err(|error| self.memory.device().context().error("copy to the device", error))
     }
 
     /// Writes the table of a gather to the end of a slot; `None` where copies are better, or all that is to be had.
@@ -155,6 +178,7 @@ impl Copies {
             Err(error) => {
                 mem::forget(stream);
                 mem::forget(Arc::clone(&self.memory));
+                mem::forget(mem::take(self.sources.get_mut()));
                 return Err(error);
             }
         }

@@ -146,6 +146,8 @@ const _: () = assert!(size_of::<Code>() == size_of::<sys::CUresult>());
 
 /// Pinned for every context of the process.
 pub(super) const HOST_REGISTER_PORTABLE: c_uint = sys::CU_MEMHOSTREGISTER_PORTABLE;
+/// Pinned to be read by the device alone: memory that the process may not write.
+pub(super) const HOST_REGISTER_READ_ONLY: c_uint = sys::CU_MEMHOSTREGISTER_READ_ONLY;
 /// A stream that does not wait for the legacy default stream, nor it for this one.
 pub(super) const STREAM_NON_BLOCKING: c_uint = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as c_uint;
 /// An event that keeps no time and whose waiter sleeps: a spinning one would take a core from the readers.

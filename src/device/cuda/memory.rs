@@ -4,12 +4,13 @@
 //! - Whoever enqueues a copy holds a share of the device memory until the copy is done, so the last share frees it with no
 //!   copy in flight.
 
-use std::ffi::c_void;
+use std::ffi::{c_uint, c_void};
 
 use super::CudaDevice;
 use super::context::Context;
 use super::driver::{CUdeviceptr, HOST_REGISTER_PORTABLE};
 use super::error::CudaError;
+use super::small::{SLAB_BYTES, SMALL_BYTES_MAX};
 use crate::error::{Error, Result};
 
 /// A run of device memory.
@@ -18,28 +19,34 @@ pub(in crate::device) struct CudaMemory {
     /// 0 for no bytes.
     address: CUdeviceptr,
     len_bytes: u64,
+    /// Whether it is a run of one of the device's slabs.
+    from_slab: bool,
 }
 
 impl CudaMemory {
     /// Takes `len_bytes` bytes; the contents are whatever was there. No bytes take nothing.
     pub(super) fn allocate(device: &'static CudaDevice, len_bytes: u64) -> Result<CudaMemory> {
-        let context = device.context();
-        let mut address: CUdeviceptr = 0;
-        if len_bytes > 0 {
-            // A length that no address space has is refused like one that the device has not.
-            let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
-            context
-                .enter()
-                // SAFETY: `address` is a valid place for the answer, and the context is current.
-                .and_then(|entered| unsafe { entered.driver.memory_allocate(&mut address, len) })
-                .map_err(|error| match (error, memory_info(context)) {
-                    (CudaError::OUT_OF_MEMORY, Ok((free, _))) => {
-                        Error::DeviceMemory { device: format!("cuda:{}", context.ordinal()), needed: len_bytes, free }
-                    }
-                    _ => context.error("allocate", error),
-                })?;
+        let address = if len_bytes > 0 { take(device.context(), len_bytes)? } else { 0 };
+        Ok(CudaMemory { device, address, len_bytes, from_slab: false })
+    }
+
+    /// As [`allocate`](Self::allocate); a small run is cut from a slab, which takes no call of the driver but for the first of
+    /// many. It is used again as soon as it is freed: nobody may work on it then who does not hold a share.
+    pub(super) fn allocate_small(device: &'static CudaDevice, len_bytes: u64) -> Result<CudaMemory> {
+        if len_bytes == 0 || len_bytes > SMALL_BYTES_MAX {
+            return Self::allocate(device, len_bytes);
         }
-        Ok(CudaMemory { device, address, len_bytes })
+        let mut slabs = device.slabs().lock();
+        let address = match slabs.take(len_bytes) {
+            Some(address) => address,
+            None => {
+                let slab = take(device.context(), SLAB_BYTES)?;
+                let second = slabs.add(slab);
+                debug_assert_eq!(second, None, "a spare slab would have been cut");
+                slabs.take(len_bytes).expect("a slab was just added")
+            }
+        };
+        Ok(CudaMemory { device, address, len_bytes, from_slab: true })
     }
 
     /// The device that the memory is on.
@@ -60,15 +67,36 @@ impl CudaMemory {
 
 impl Drop for CudaMemory {
     fn drop(&mut self) {
-        if self.len_bytes > 0 {
-            // SAFETY: the address came from `memory_allocate`, is freed once, and no copy uses it (see the invariant).
-            let freed =
-                self.device.context().enter().and_then(|entered| unsafe { entered.driver.memory_free(self.address) });
-            if let Err(error) = freed {
-                self.device.context().log("free memory", error);
-            }
+        let to_free = match self.len_bytes {
+            0 => None,
+            _ if self.from_slab => self.device.slabs().lock().give_back(self.address),
+            _ => Some(self.address),
+        };
+        let Some(address) = to_free else { return };
+        // SAFETY: the address came from `take`, is freed once, and no copy uses it (see the invariant).
+        let freed = self.device.context().enter().and_then(|entered| unsafe { entered.driver.memory_free(address) });
+        if let Err(error) = freed {
+            self.device.context().log("free memory", error);
         }
     }
+}
+
+/// Takes memory from the driver.
+fn take(context: &Context, len_bytes: u64) -> Result<CUdeviceptr> {
+    let mut address: CUdeviceptr = 0;
+    // A length that no address space has is refused like one that the device has not.
+    let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
+    context
+        .enter()
+        // SAFETY: `address` is a valid place for the answer, and the context is current.
+        .and_then(|entered| unsafe { entered.driver.memory_allocate(&mut address, len) })
+        .map_err(|error| match (error, memory_info(context)) {
+            (CudaError::OUT_OF_MEMORY, Ok((free, _))) => {
+                Error::DeviceMemory { device: format!("cuda:{}", context.ordinal()), needed: len_bytes, free }
+            }
+            _ => context.error("allocate", error),
+        })?;
+    Ok(address)
 }
 
 /// The free and the total bytes of the device.
@@ -94,7 +122,7 @@ unsafe impl Send for Pinned {}
 unsafe impl Sync for Pinned {}
 
 impl Pinned {
-    /// Pins host memory for every context of the process.
+    /// Pins host memory for every context of the process; `flags` are more than that.
     ///
     /// Memory of our own is registered, rather than taken from the driver (`cuMemHostAlloc`), because it is then ordinary
     /// anonymous memory: in huge pages, touched by several threads at once, and a place for direct I/O on any kernel.
@@ -105,11 +133,12 @@ impl Pinned {
         context: &'static Context,
         address: *mut u8,
         len: usize,
+        flags: c_uint,
     ) -> Result<Pinned, CudaError> {
         let address = address.cast::<c_void>();
         let entered = context.enter()?;
         // SAFETY: the caller answers for the memory; the context is current.
-        unsafe { entered.driver.host_register(address, len, HOST_REGISTER_PORTABLE) }?;
+        unsafe { entered.driver.host_register(address, len, HOST_REGISTER_PORTABLE | flags) }?;
         let mut seen: CUdeviceptr = 0;
         // SAFETY: `seen` is a place for the answer, and the memory was just pinned.
         let asked = unsafe { entered.driver.host_device_address(&mut seen, address, 0) };

@@ -15,9 +15,11 @@ mod driver;
 mod error;
 mod foreign;
 mod kernels;
+mod mapped;
 mod memory;
 #[cfg(test)]
 pub(crate) mod simulated;
+mod small;
 mod stream;
 
 use std::ops::Range;
@@ -27,6 +29,7 @@ use parking_lot::Mutex;
 
 pub(super) use copies::{Copies, GATHER_MIN, TABLE_ENTRY_BYTES};
 pub(super) use foreign::{Current, ForeignStream};
+pub(crate) use mapped::PinnedMap;
 pub(super) use memory::{CudaMemory, Pinned};
 pub(super) use stream::Event;
 
@@ -35,6 +38,7 @@ use crate::error::{Error, Result};
 use context::Context;
 use driver::Driver;
 use kernels::Kernels;
+use small::Slabs;
 use stream::Stream;
 
 /// The most idle streams that a device keeps; a stream takes some 10 µs to make, and a few KiB.
@@ -47,6 +51,8 @@ pub(super) struct CudaDevice {
     streams: Mutex<Vec<Stream>>,
     /// The pinned ring that all transfers of this device share, once one was needed.
     staging: Mutex<Option<Staging>>,
+    /// What small arenas are cut from.
+    slabs: Mutex<Slabs>,
     /// The kernels, once they were needed. A failure is not remembered.
     kernels: OnceLock<Kernels>,
 }
@@ -88,8 +94,13 @@ impl CudaDevice {
             let (device, why) = (format!("cuda:{ordinal}"), error.describe(driver));
             Error::Device { device, action: "open", why }
         })?;
-        let device =
-            CudaDevice { context, streams: Mutex::default(), staging: Mutex::default(), kernels: OnceLock::new() };
+        let device = CudaDevice {
+            context,
+            streams: Mutex::default(),
+            staging: Mutex::default(),
+            slabs: Mutex::default(),
+            kernels: OnceLock::new(),
+        };
         Ok(Box::leak(Box::new(device)))
     }
 
@@ -111,6 +122,15 @@ impl CudaDevice {
     /// Takes memory.
     pub(super) fn allocate(&'static self, len_bytes: u64) -> Result<Arc<CudaMemory>> {
         CudaMemory::allocate(self, len_bytes).map(Arc::new)
+    }
+
+    /// Takes memory, a small run of it from a slab (see `small`).
+    pub(super) fn allocate_small(&'static self, len_bytes: u64) -> Result<Arc<CudaMemory>> {
+        CudaMemory::allocate_small(self, len_bytes).map(Arc::new)
+    }
+
+    fn slabs(&self) -> &Mutex<Slabs> {
+        &self.slabs
     }
 
     /// The place for the pinned ring of this device.
@@ -152,8 +172,18 @@ impl CudaDevice {
     /// The memory stays mapped until the answer is dropped.
     pub(super) unsafe fn pin(&'static self, address: *mut u8, len: usize) -> Result<Pinned> {
         // SAFETY: the caller's promise is the one that is asked for.
-        unsafe { Pinned::register(&self.context, address, len) }
+        unsafe { Pinned::register(&self.context, address, len, 0) }
             .map_err(|error| self.context.error("pin host memory", error))
+    }
+
+    /// Pins host memory that copies only start from. It may be memory that this process cannot write.
+    ///
+    /// # Safety
+    /// As for [`pin`](Self::pin).
+    unsafe fn pin_to_read(&'static self, address: *mut u8, len: usize) -> Result<Pinned> {
+        // SAFETY: the caller's promise is the one that is asked for.
+        unsafe { Pinned::register(&self.context, address, len, driver::HOST_REGISTER_READ_ONLY) }
+            .map_err(|error| self.context.error("pin pages of the page cache", error))
     }
 
     fn context(&'static self) -> &'static Context {
