@@ -27,7 +27,7 @@ for line in sys.stdin:
         target = message["target"]
         name = "unit" if "lib" in target["kind"] else target["name"]
         shutil.copy(message["executable"], ".gpu/bin/test-" + name)'
-  cargo bench --no-run --message-format=json -p alight --bench open_and_lookup |
+  cargo bench --no-run --message-format=json -p alight --bench open_and_lookup --bench gpu |
     python3 -c '
 import json, shutil, sys
 for line in sys.stdin:
@@ -89,6 +89,24 @@ run() {
     failed=1
     table+=("$(printf '%-34s %s' "checkpoint of $gib GiB" FAILED)")
   fi
+  echo "== the GPU beside the bus and the disk"
+  # The bus's ceiling: one long copy from pinned memory.
+  local bus
+  bus=$(python3 - <<'PY'
+import torch
+device = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+host = torch.empty(1 << 30, dtype=torch.uint8, pin_memory=True).random_()
+begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+device.copy_(host, non_blocking=True)
+begin.record()
+for _ in range(10):
+    device.copy_(host, non_blocking=True)
+end.record()
+torch.cuda.synchronize()
+print(f"{10 * (1 << 30) / begin.elapsed_time(end) / 1e6:.2f}")
+PY
+  )
+  "$bin/bench-gpu" --dir "$work" --bus "$bus" | tee "$work/gpu" || failed=1
   echo "== open and lookup"
   TMPDIR=$work "$bin/bench-open_and_lookup" | tee "$work/open" || failed=1
   echo "== the store beside the bare disk"
@@ -97,7 +115,7 @@ run() {
   echo
   echo "== summary"
   printf '%s\n' "${table[@]}"
-  tail -n +1 "$work/open" "$work/disk" | grep -v '^$'
+  tail -n +1 "$work/gpu" "$work/open" "$work/disk" | grep -v '^$'
   return $failed
 }
 

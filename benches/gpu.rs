@@ -1,0 +1,361 @@
+//! What the way between a GPU and the disk gives: loads warm, cold and in a fresh process, thousands of tensors, small gets,
+//! a large put, checksums on the device. Each row is beside the ceiling that this program measures itself, on the same disk in
+//! the same run; the bus's ceiling is given, since CUDA must be asked for it: `scripts/gpu.sh` does.
+//!
+//! `cargo bench --bench gpu -- [--dir DIR] [--gib N] [--bus GB/s]`: 8 GiB where nothing is said, and four times that on the
+//! disk in DIR (`TMPDIR`). Without a GPU it says so and measures nothing. What is cold needs the page cache dropped, and so
+//! root: those rows are left out for others.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use std::{env, fs};
+
+use alight::storage::{AlignedBuf, Caching, FileStorage, OpenMode, Storage};
+use alight::{Device, Dtype, Store, StoreOptions, Tensor};
+
+const MIB: u64 = 1 << 20;
+
+/// Bytes that look random (xorshift64*), never zeros.
+fn random_bytes(seed: u64, len: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = vec![0; len as usize];
+    for place in bytes.as_chunks_mut::<8>().0 {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        *place = state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes();
+    }
+    bytes
+}
+
+fn rate(bytes: u64, time: Duration) -> f64 {
+    bytes as f64 / time.as_secs_f64() / 1e9
+}
+
+fn percentile(times: &mut [Duration], percent: usize) -> f64 {
+    times.sort_unstable();
+    times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e6
+}
+
+/// A row of the table: what, how much, and what part of which ceiling.
+fn row(what: &str, value: f64, unit: &str, ceiling: Option<(&str, f64)>) {
+    match ceiling {
+        Some((name, ceiling)) if ceiling > 0.0 => {
+            println!("{what:<52} {value:>8.2} {unit:<5} {:>6.3} of {name} ({ceiling:.2})", value / ceiling);
+        }
+        _ => println!("{what:<52} {value:>8.2} {unit}"),
+    }
+}
+
+fn drop_caches() -> bool {
+    let dropped = Command::new("sync").status().is_ok()
+        && fs::OpenOptions::new()
+            .write(true)
+            .open("/proc/sys/vm/drop_caches")
+            .and_then(|mut file| file.write_all(b"3"))
+            .is_ok();
+    if !dropped {
+        println!("the page cache cannot be dropped (needs root): no cold rows");
+    }
+    dropped
+}
+
+/// Brings every segment into the page cache.
+fn warm(store: &Path) {
+    let mut buffer = vec![0; 8 << 20];
+    for entry in fs::read_dir(store.join("segments")).expect("segments") {
+        let mut file = fs::File::open(entry.expect("a name").path()).expect("open");
+        while file.read(&mut buffer).expect("read") > 0 {}
+    }
+}
+
+fn read_only() -> StoreOptions {
+    Store::options().read_only(true)
+}
+
+fn names(count: u64) -> Vec<String> {
+    (0..count).map(|n| format!("layers.{n:05}.weight")).collect()
+}
+
+/// Peak resident memory of this process, in MiB: all of it, and what is no file's.
+fn memory_mib() -> (u64, u64) {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    (field("VmHWM:").unwrap_or(0) / 1024, field("RssAnon:").unwrap_or(0) / 1024)
+}
+
+/// The disk's best rate for reads or writes of 1 to 4 MiB past the page cache, a few threads.
+fn disk_ceiling(path: &Path, bytes: u64, write: bool) -> f64 {
+    let storage = FileStorage::new();
+    let mut best = 0f64;
+    for (threads, block) in [(1usize, 4 * MIB), (4, 4 * MIB), (8, 4 * MIB), (16, MIB)] {
+        let mode = if write { OpenMode::CreateTruncate } else { OpenMode::Read };
+        let file = storage.open(path, mode).expect("open");
+        if write {
+            file.allocate(0, bytes).expect("allocate");
+        }
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            for thread in 0..threads as u64 {
+                let file = &file;
+                scope.spawn(move || {
+                    let mut buffer = AlignedBuf::zeroed(block as usize);
+                    buffer.copy_from_slice(&random_bytes(thread + 1, block));
+                    for at in (thread * block..bytes).step_by(threads * block as usize) {
+                        if write {
+                            alight::storage::write_all_at(&**file, &buffer, at, Caching::Direct).expect("write");
+                        } else {
+                            alight::storage::read_exact_at(&**file, &mut buffer, at, Caching::Direct).expect("read");
+                        }
+                    }
+                });
+            }
+        });
+        if write {
+            file.sync().expect("sync");
+        }
+        best = best.max(rate(bytes, began.elapsed()));
+    }
+    best
+}
+
+/// One 4 KiB read past the page cache after another, at random places.
+fn disk_latency(path: &Path, bytes: u64) -> Vec<Duration> {
+    let file = FileStorage::new().open(path, OpenMode::Read).expect("open");
+    let mut buffer = AlignedBuf::zeroed(4096);
+    (0..1000u64)
+        .map(|n| {
+            let at = n.wrapping_mul(0x9E37_79B9_7F4A_7C15) % (bytes / 4096) * 4096;
+            let began = Instant::now();
+            alight::storage::read_exact_at(&*file, &mut buffer, at, Caching::Direct).expect("read");
+            began.elapsed()
+        })
+        .collect()
+}
+
+/// Everything of a store in one arena, `rounds` times; the times, slowest first out of order.
+fn load(options: StoreOptions, path: &Path, keys: &[String], gpu: &Device, rounds: usize) -> Vec<Duration> {
+    let store = options.open(path).expect("open");
+    (0..rounds)
+        .map(|_| {
+            let began = Instant::now();
+            let tensors = store.get_many(keys, gpu).expect("get");
+            let time = began.elapsed();
+            drop(tensors);
+            time
+        })
+        .collect()
+}
+
+fn best(times: &[Duration]) -> Duration {
+    *times.iter().min().expect("a round")
+}
+
+fn median(times: &[Duration]) -> Duration {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+/// A process of its own: opens, loads, says how long that took, CUDA's context aside.
+fn fresh(path: &Path, count: u64) {
+    let gpu = Device::cuda(0).expect("a GPU");
+    let keys = names(count);
+    let (_, before) = memory_mib();
+    let began = Instant::now();
+    let store = read_only().open(path).expect("open");
+    let tensors = store.get_many(&keys, &gpu).expect("get");
+    let time = began.elapsed();
+    let (_, after) = memory_mib();
+    let bytes: u64 = tensors.iter().map(Tensor::len_bytes).sum();
+    println!("{} {} {}", time.as_nanos(), bytes, after.saturating_sub(before));
+}
+
+fn in_fresh_process(path: &Path, count: u64) -> (Duration, u64, u64) {
+    let program = env::current_exe().expect("this program");
+    let output = Command::new(program).args(["--fresh".as_ref(), path.as_os_str()]).arg(count.to_string()).output();
+    let output = String::from_utf8(output.expect("a process").stdout).expect("text");
+    let numbers: Vec<u64> = output.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    (Duration::from_nanos(numbers[0]), numbers[1], numbers[2])
+}
+
+fn main() {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let value = |name: &str| args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1)).cloned();
+    if let Some(at) = args.iter().position(|arg| arg == "--fresh") {
+        return fresh(args[at + 1].as_ref(), args[at + 2].parse().expect("a number"));
+    }
+    let gpu = match Device::cuda(0) {
+        Ok(gpu) => gpu,
+        Err(error) => {
+            println!("skipped: {error}");
+            assert!(env::var_os("ALIGHT_REQUIRE_GPU").is_none(), "ALIGHT_REQUIRE_GPU is set");
+            return;
+        }
+    };
+    let gib: u64 = value("--gib").map_or(8, |text| text.parse().expect("--gib takes a number"));
+    let bus: f64 = value("--bus").map_or(0.0, |text| text.parse().expect("--bus takes a number"));
+    let within = value("--dir").map_or_else(env::temp_dir, PathBuf::from);
+    let folder = tempfile::tempdir_in(within).expect("a temporary folder");
+    let bus = ("the bus", bus);
+
+    // The disk, on a file as long as the large store is.
+    let total = gib << 30;
+    let raw = folder.path().join("raw");
+    let disk_write = ("the disk", disk_ceiling(&raw, total.min(4 << 30), true));
+    let disk_read = ("the disk", disk_ceiling(&raw, total.min(4 << 30), false));
+    row("disk, 4 MiB writes and a sync", disk_write.1, "GB/s", None);
+    row("disk, 1 to 4 MiB reads", disk_read.1, "GB/s", None);
+    let mut raw_times = disk_latency(&raw, total.min(4 << 30));
+    let raw_p50 = percentile(&mut raw_times, 50);
+    row("disk, 4 KiB read p50", raw_p50, "us", None);
+    fs::remove_file(&raw).expect("remove");
+
+    // A large put out of GPU memory, made durable.
+    let large = folder.path().join("large");
+    let count = total / (32 * MIB);
+    let keys = names(count);
+    let store = Store::create(&large).expect("create");
+    let tensors: Vec<Tensor> = (0..count)
+        .map(|n| {
+            let bytes = random_bytes(n + 1, 32 * MIB);
+            Tensor::from_host(Dtype::BF16, &[16 * MIB], &bytes, &gpu).expect("upload")
+        })
+        .collect();
+    let began = Instant::now();
+    let mut batch = store.batch();
+    for (key, tensor) in keys.iter().zip(&tensors) {
+        batch.put(key, tensor).expect("put");
+    }
+    batch.commit().expect("commit");
+    row("durable put of all of it from GPU memory", rate(total, began.elapsed()), "GB/s", Some(disk_write));
+    store.close().expect("close");
+    drop(tensors);
+
+    // Cold, then warm.
+    if drop_caches() {
+        let mut times = Vec::new();
+        for _ in 0..3 {
+            drop_caches();
+            times.extend(load(read_only(), &large, &keys, &gpu, 1));
+        }
+        row("cold load, median of 3", rate(total, median(&times)), "GB/s", Some(disk_read));
+        row("cold load, best of 3", rate(total, best(&times)), "GB/s", Some(disk_read));
+    }
+    warm(&large);
+    let times = load(read_only(), &large, &keys, &gpu, 9);
+    row("warm load, staged, median of 9", rate(total, median(&times)), "GB/s", Some(bus));
+    row("warm load, staged, best of 9", rate(total, best(&times)), "GB/s", Some(bus));
+    let options = || read_only().pinned_bytes_max(2 * total);
+    let times = load(options(), &large, &keys, &gpu, 9);
+    row("warm load, pages pinned: the 1st", rate(total, times[0]), "GB/s", Some(bus));
+    row("warm load, pages pinned: median of the 3rd to 9th", rate(total, median(&times[2..])), "GB/s", Some(bus));
+    let mut fresh: Vec<(Duration, u64, u64)> = (0..5).map(|_| in_fresh_process(&large, count)).collect();
+    fresh.sort_unstable();
+    row("warm load, fresh process, median of 5", rate(total, fresh[2].0), "GB/s", Some(bus));
+    row(
+        "host memory above the process's own, at most",
+        fresh.iter().map(|run| run.2).max().unwrap_or(0) as f64,
+        "MiB",
+        None,
+    );
+
+    // Verification: what the checksums of as many bytes take on the device.
+    let mut memory = gpu.allocate(total).expect("memory");
+    memory.copy_from_host(0, &random_bytes(3, 256 * MIB)).expect("upload");
+    let places: Vec<_> = (0..count).map(|n| n * 32 * MIB..(n + 1) * 32 * MIB).collect();
+    let crc_time = (0..5).map(|_| {
+        let began = Instant::now();
+        memory.crc32(&places).expect("checksums");
+        began.elapsed()
+    });
+    let crc_time = crc_time.min().expect("a round");
+    row("CRC-32 on the GPU", rate(total, crc_time), "GB/s", None);
+    row(
+        "verification, part of a pinned warm load",
+        100.0 * crc_time.as_secs_f64() / best(&times).as_secs_f64(),
+        "%",
+        None,
+    );
+    drop(memory);
+    fs::remove_dir_all(&large).expect("remove");
+
+    // Thousands of tensors of 64 KiB to 4 MiB.
+    let many = folder.path().join("many");
+    let count = 20_000 * gib / 8;
+    let keys = names(count);
+    let lens: Vec<u64> = (0..count).map(|n| (64 << 10) << (n * 5 % 7)).collect();
+    let all: u64 = lens.iter().sum();
+    let source = random_bytes(5, 64 * MIB);
+    let store = Store::create(&many).expect("create");
+    for (keys, lens) in keys.chunks(1000).zip(lens.chunks(1000)) {
+        let mut batch = store.batch();
+        for (n, (key, &len)) in keys.iter().zip(lens).enumerate() {
+            let start = n * 48_611 % (60 << 20);
+            batch.put(key, &source[start..start + len as usize]).expect("put");
+        }
+        batch.commit().expect("commit");
+    }
+    store.close().expect("close");
+    warm(&many);
+    let what = format!("warm load of {count} tensors, staged, median of 5");
+    let times = load(read_only(), &many, &keys, &gpu, 5);
+    row(&what, rate(all, median(&times)), "GB/s", Some(bus));
+    let times = load(read_only().pinned_bytes_max(2 * all), &many, &keys, &gpu, 5);
+    let what = format!("warm load of {count} tensors, pinned, the 5th");
+    row(&what, rate(all, times[4]), "GB/s", Some(bus));
+    let (time, bytes, _) = in_fresh_process(&many, count);
+    row("the same, staged, fresh process", rate(bytes, time), "GB/s", Some(bus));
+    fs::remove_dir_all(&many).expect("remove");
+
+    // One value of 4 KiB after another.
+    let small = folder.path().join("small");
+    let keys = names(5000);
+    let store = Store::create(&small).expect("create");
+    let mut batch = store.batch();
+    for (n, key) in keys.iter().enumerate() {
+        batch.put(key, &source[n * 4096..(n + 1) * 4096]).expect("put");
+    }
+    batch.commit().expect("commit");
+    store.close().expect("close");
+    let gets = |rounds: usize| {
+        let store = read_only().open(&small).expect("open");
+        store.get(&keys[0], &gpu).expect("get");
+        (0..rounds)
+            .map(|n| {
+                let key = &keys[n * 7919 % keys.len()];
+                let began = Instant::now();
+                let tensor = store.get(key, &gpu).expect("get");
+                let time = began.elapsed();
+                drop(tensor);
+                time
+            })
+            .collect::<Vec<_>>()
+    };
+    if drop_caches() {
+        let mut times = gets(2000);
+        let p50 = percentile(&mut times, 50);
+        row("4 KiB get, cold, p50", p50, "us", None);
+        row("  above the disk's own p50", p50 - raw_p50, "us", None);
+    }
+    warm(&small);
+    let mut times = gets(5000);
+    row("4 KiB get, page cache, p50", percentile(&mut times, 50), "us", None);
+    row("4 KiB get, page cache, p99", percentile(&mut times, 99), "us", None);
+    let store = read_only().open(&small).expect("open");
+    let mut many: Vec<Duration> = (0..20)
+        .map(|_| {
+            let began = Instant::now();
+            store.get_many(keys.iter().step_by(3), &gpu).expect("get");
+            began.elapsed()
+        })
+        .collect();
+    row("1,667 scattered values of 4 KiB in one call, p50", percentile(&mut many, 50), "us", None);
+    let (all, anonymous) = memory_mib();
+    println!("this process: {all} MiB resident at most, {anonymous} MiB of them its own now");
+}
