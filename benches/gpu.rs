@@ -1,9 +1,9 @@
 //! What the way between a GPU and the disk gives: loads warm, cold and in a fresh process, thousands of tensors, small gets,
 //! a large put, checksums on the device. Each row is beside the ceiling that this program measures itself, on the same disk in
-//! the same run; the bus's ceiling is given, since CUDA must be asked for it: `scripts/gpu.sh` does.
+//! the same run, by turns: both move by a third from one minute to the next.
 //!
-//! `cargo bench --bench gpu -- [--dir DIR] [--gib N] [--bus GB/s]`: 8 GiB where nothing is said, and four times that on the
-//! disk in DIR (`TMPDIR`). Without a GPU it says so and measures nothing. What is cold needs the page cache dropped, and so
+//! `cargo bench --bench gpu -- [--dir DIR] [--gib N]`: 8 GiB where nothing is said, and four times that on the disk in DIR
+//! (`TMPDIR`). Without a GPU it says so and measures nothing. What is cold needs the page cache dropped, and so
 //! root: those rows are left out for others.
 
 use std::io::{Read, Write};
@@ -89,39 +89,78 @@ fn memory_mib() -> (u64, u64) {
     (field("VmHWM:").unwrap_or(0) / 1024, field("RssAnon:").unwrap_or(0) / 1024)
 }
 
-/// The disk's best rate for reads or writes of 1 to 4 MiB past the page cache, a few threads.
-fn disk_ceiling(path: &Path, bytes: u64, write: bool) -> f64 {
-    let storage = FileStorage::new();
+/// The disk's rate for writes past the page cache and a sync: the best of some ways to make them.
+fn raw_write(path: &Path, bytes: u64) -> f64 {
     let mut best = 0f64;
-    for (threads, block) in [(1usize, 4 * MIB), (4, 4 * MIB), (8, 4 * MIB), (16, MIB)] {
-        let mode = if write { OpenMode::CreateTruncate } else { OpenMode::Read };
-        let file = storage.open(path, mode).expect("open");
-        if write {
-            file.allocate(0, bytes).expect("allocate");
-        }
+    for (threads, block) in [(4, 4 * MIB), (8, 4 * MIB)] {
+        let file = FileStorage::new().open(path, OpenMode::CreateTruncate).expect("open");
+        file.allocate(0, bytes).expect("allocate");
         let began = Instant::now();
         std::thread::scope(|scope| {
-            for thread in 0..threads as u64 {
+            for thread in 0..threads {
                 let file = &file;
                 scope.spawn(move || {
                     let mut buffer = AlignedBuf::zeroed(block as usize);
                     buffer.copy_from_slice(&random_bytes(thread + 1, block));
-                    for at in (thread * block..bytes).step_by(threads * block as usize) {
-                        if write {
-                            alight::storage::write_all_at(&**file, &buffer, at, Caching::Direct).expect("write");
-                        } else {
-                            alight::storage::read_exact_at(&**file, &mut buffer, at, Caching::Direct).expect("read");
-                        }
+                    for at in (thread * block..bytes).step_by((threads * block) as usize) {
+                        alight::storage::write_all_at(&**file, &buffer, at, Caching::Direct).expect("write");
                     }
                 });
             }
         });
-        if write {
-            file.sync().expect("sync");
-        }
+        file.sync().expect("sync");
         best = best.max(rate(bytes, began.elapsed()));
     }
     best
+}
+
+/// The bus's rate: one long copy from pinned memory after another. The process's context is alight's too.
+fn bus_ceiling() -> f64 {
+    const LEN: usize = 1 << 30;
+    let context = cudarc::driver::CudaContext::new(0).expect("a context");
+    let stream = context.new_stream().expect("a stream");
+    #[allow(unsafe_code, reason = "new memory is not initialised; it is filled and copied over below")]
+    // SAFETY: plain bytes, all of them written before any is read.
+    let (mut host, mut device) = unsafe {
+        (context.alloc_pinned::<u8>(LEN).expect("pinned memory"), stream.alloc::<u8>(LEN).expect("device memory"))
+    };
+    let pattern = random_bytes(1, MIB);
+    let bytes = host.as_mut_slice().expect("pinned memory");
+    bytes.chunks_mut(pattern.len()).for_each(|chunk| chunk.copy_from_slice(&pattern));
+    stream.memcpy_htod(&host, &mut device).expect("copy");
+    stream.synchronize().expect("synchronize");
+    let began = Instant::now();
+    for _ in 0..6 {
+        stream.memcpy_htod(&host, &mut device).expect("copy");
+    }
+    stream.synchronize().expect("synchronize");
+    rate(6 * LEN as u64, began.elapsed())
+}
+
+/// What a thing gives, between what the bus gives before it and after it: the mean of both.
+fn beside_the_bus<T>(measure: impl FnOnce() -> T) -> (T, (&'static str, f64)) {
+    let before = bus_ceiling();
+    let found = measure();
+    (found, ("the bus", f64::midpoint(before, bus_ceiling())))
+}
+
+/// Reads a file past the page cache from its start, as a plain program would.
+fn raw_read(path: &Path, threads: usize, block: u64) -> f64 {
+    let file = FileStorage::new().open(path, OpenMode::Read).expect("open");
+    let bytes = file.facts().expect("facts").len_bytes / block * block;
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        for thread in 0..threads as u64 {
+            let file = &file;
+            scope.spawn(move || {
+                let mut buffer = AlignedBuf::zeroed(block as usize);
+                for at in (thread * block..bytes).step_by(threads * block as usize) {
+                    alight::storage::read_exact_at(&**file, &mut buffer, at, Caching::Direct).expect("read");
+                }
+            });
+        }
+    });
+    rate(bytes, began.elapsed())
 }
 
 /// One 4 KiB read past the page cache after another, at random places.
@@ -199,22 +238,16 @@ fn main() {
         }
     };
     let gib: u64 = value("--gib").map_or(8, |text| text.parse().expect("--gib takes a number"));
-    let bus: f64 = value("--bus").map_or(0.0, |text| text.parse().expect("--bus takes a number"));
     let within = value("--dir").map_or_else(env::temp_dir, PathBuf::from);
     let folder = tempfile::tempdir_in(within).expect("a temporary folder");
-    let bus = ("the bus", bus);
 
-    // The disk, on a file as long as the large store is.
+    // The disk.
     let total = gib << 30;
     let raw = folder.path().join("raw");
-    let disk_write = ("the disk", disk_ceiling(&raw, total.min(4 << 30), true));
-    let disk_read = ("the disk", disk_ceiling(&raw, total.min(4 << 30), false));
-    row("disk, 4 MiB writes and a sync", disk_write.1, "GB/s", None);
-    row("disk, 1 to 4 MiB reads", disk_read.1, "GB/s", None);
-    let mut raw_times = disk_latency(&raw, total.min(4 << 30));
+    let before = raw_write(&raw, total / 2);
+    let mut raw_times = disk_latency(&raw, total / 2);
     let raw_p50 = percentile(&mut raw_times, 50);
     row("disk, 4 KiB read p50", raw_p50, "us", None);
-    fs::remove_file(&raw).expect("remove");
 
     // A large put out of GPU memory, made durable.
     let large = folder.path().join("large");
@@ -233,37 +266,42 @@ fn main() {
         batch.put(key, tensor).expect("put");
     }
     batch.commit().expect("commit");
-    row("durable put of all of it from GPU memory", rate(total, began.elapsed()), "GB/s", Some(disk_write));
+    let put = began.elapsed();
     store.close().expect("close");
     drop(tensors);
+    let disk = ("the disk", f64::midpoint(before, raw_write(&raw, total / 2)));
+    row("durable put of all of it from GPU memory", rate(total, put), "GB/s", Some(disk));
+    fs::remove_file(&raw).expect("remove");
 
     // Cold, then warm.
+    // By turns with a plain program that reads the same file, in the better of two ways.
     if drop_caches() {
-        let mut times = Vec::new();
-        for _ in 0..3 {
-            drop_caches();
+        let segment =
+            fs::read_dir(large.join("segments")).expect("segments").filter_map(|entry| Some(entry.ok()?.path()));
+        let segment = segment.max_by_key(|path| fs::metadata(path).map_or(0, |facts| facts.len())).expect("a segment");
+        let (mut times, mut raw) = (Vec::new(), Vec::new());
+        for round in 0..5 {
+            raw.push(raw_read(&segment, [8, 16][round % 2], [4 * MIB, MIB][round % 2]));
             times.extend(load(read_only(), &large, &keys, &gpu, 1));
         }
-        row("cold load, median of 3", rate(total, median(&times)), "GB/s", Some(disk_read));
-        row("cold load, best of 3", rate(total, best(&times)), "GB/s", Some(disk_read));
+        let disk = ("the disk", raw.iter().copied().fold(0.0, f64::max));
+        row("cold load, median of 5", rate(total, median(&times)), "GB/s", Some(disk));
+        row("cold load, best of 5", rate(total, best(&times)), "GB/s", Some(disk));
     }
     warm(&large);
-    let times = load(read_only(), &large, &keys, &gpu, 9);
+    let (times, bus) = beside_the_bus(|| load(read_only(), &large, &keys, &gpu, 9));
     row("warm load, staged, median of 9", rate(total, median(&times)), "GB/s", Some(bus));
     row("warm load, staged, best of 9", rate(total, best(&times)), "GB/s", Some(bus));
     let options = || read_only().pinned_bytes_max(2 * total);
-    let times = load(options(), &large, &keys, &gpu, 9);
+    let (times, bus) = beside_the_bus(|| load(options(), &large, &keys, &gpu, 9));
     row("warm load, pages pinned: the 1st", rate(total, times[0]), "GB/s", Some(bus));
     row("warm load, pages pinned: median of the 3rd to 9th", rate(total, median(&times[2..])), "GB/s", Some(bus));
-    let mut fresh: Vec<(Duration, u64, u64)> = (0..5).map(|_| in_fresh_process(&large, count)).collect();
+    let (mut fresh, bus) =
+        beside_the_bus(|| (0..5).map(|_| in_fresh_process(&large, count)).collect::<Vec<(Duration, u64, u64)>>());
     fresh.sort_unstable();
     row("warm load, fresh process, median of 5", rate(total, fresh[2].0), "GB/s", Some(bus));
-    row(
-        "host memory above the process's own, at most",
-        fresh.iter().map(|run| run.2).max().unwrap_or(0) as f64,
-        "MiB",
-        None,
-    );
+    let memory = fresh.iter().map(|run| run.2).max().unwrap_or(0);
+    row("host memory above the process's own, at most", memory as f64, "MiB", None);
 
     // Verification: what the checksums of as many bytes take on the device.
     let mut memory = gpu.allocate(total).expect("memory");
@@ -304,12 +342,12 @@ fn main() {
     store.close().expect("close");
     warm(&many);
     let what = format!("warm load of {count} tensors, staged, median of 5");
-    let times = load(read_only(), &many, &keys, &gpu, 5);
+    let (times, bus) = beside_the_bus(|| load(read_only(), &many, &keys, &gpu, 5));
     row(&what, rate(all, median(&times)), "GB/s", Some(bus));
-    let times = load(read_only().pinned_bytes_max(2 * all), &many, &keys, &gpu, 5);
+    let (times, bus) = beside_the_bus(|| load(read_only().pinned_bytes_max(2 * all), &many, &keys, &gpu, 5));
     let what = format!("warm load of {count} tensors, pinned, the 5th");
     row(&what, rate(all, times[4]), "GB/s", Some(bus));
-    let (time, bytes, _) = in_fresh_process(&many, count);
+    let ((time, bytes, _), bus) = beside_the_bus(|| in_fresh_process(&many, count));
     row("the same, staged, fresh process", rate(bytes, time), "GB/s", Some(bus));
     fs::remove_dir_all(&many).expect("remove");
 

@@ -90,23 +90,7 @@ run() {
     table+=("$(printf '%-34s %s' "checkpoint of $gib GiB" FAILED)")
   fi
   echo "== the GPU beside the bus and the disk"
-  # The bus's ceiling: one long copy from pinned memory.
-  local bus
-  bus=$(python3 - <<'PY'
-import torch
-device = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-host = torch.empty(1 << 30, dtype=torch.uint8, pin_memory=True).random_()
-begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-device.copy_(host, non_blocking=True)
-begin.record()
-for _ in range(10):
-    device.copy_(host, non_blocking=True)
-end.record()
-torch.cuda.synchronize()
-print(f"{10 * (1 << 30) / begin.elapsed_time(end) / 1e6:.2f}")
-PY
-  )
-  "$bin/bench-gpu" --dir "$work" --bus "$bus" | tee "$work/gpu" || failed=1
+  "$bin/bench-gpu" --dir "$work" | tee "$work/gpu" || failed=1
   echo "== open and lookup"
   TMPDIR=$work "$bin/bench-open_and_lookup" | tee "$work/open" || failed=1
   echo "== the store beside the bare disk"

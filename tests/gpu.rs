@@ -137,9 +137,10 @@ fn a_flipped_byte_is_found_on_the_way_to_the_gpu() {
         store.put("v", &bytes(2, 9 << 20)).unwrap();
         store.put("w", &bytes(1, len)).unwrap();
         store.close().unwrap();
-        let segment = path.join("segments/00000002.seg");
+        let segment = path.join("segments/00000001.seg");
         let mut file = std::fs::read(&segment).unwrap();
-        file[flipped] ^= 4;
+        // Both lie there, the one that stays whole first.
+        file[(9 << 20) + flipped] ^= 4;
         std::fs::write(&segment, file).unwrap();
         let store = Store::open(&path).unwrap();
         let error = store.get_many(["v", "w"], &gpu).unwrap_err();

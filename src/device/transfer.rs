@@ -113,6 +113,28 @@ impl<'b> Upload<'b> {
         })
     }
 
+    /// Copies several ranges of a slot like [`copy_all`](Self::copy_all), and waits until they are there: the quickest way
+    /// for a few bytes, since the slot needs no event.
+    ///
+    /// # Errors
+    /// As [`copy`](Self::copy).
+    ///
+    /// # Panics
+    /// As [`copy`](Self::copy).
+    pub(crate) fn copy_now(&self, slot: Slot, copies: &[(Range<usize>, u64)]) -> Result<()> {
+        match &self.target {
+            Target::Cuda(copier, _) => {
+                for (range, offset) in copies {
+                    super::check_range(&self.device, "upload", *offset, range.len() as u64, self.len_bytes)?;
+                }
+                copier.upload_now(slot, copies).inspect_err(|error| {
+                    self.failed.lock().get_or_insert_with(|| error.to_string());
+                })
+            }
+            Target::Host(_) => self.copy_all(slot, copies),
+        }
+    }
+
     /// Copies a range of pinned pages to `offset` of the buffer, which is on a GPU. It only enqueues the copy, and the
     /// pages stay pinned until it is done.
     ///

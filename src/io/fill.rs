@@ -71,7 +71,7 @@ pub(crate) fn fill_through(
         // One read: no thread, no table, nothing to share.
         let mut slot = staging.acquire()?;
         read(0, &mut slot[..reads[0].len])?;
-        return upload.copy_all(slot, copies);
+        return upload.copy_now(slot, copies);
     }
     let load_of: Vec<usize> =
         loads.iter().enumerate().flat_map(|(index, load)| load.reads.clone().map(move |_| index)).collect();

@@ -84,6 +84,8 @@ pub(crate) fn execute(
     windows: &Windows,
     counters: &Counters,
 ) -> Result<Outcome> {
+    // Once for all the calls that this thread makes of the driver.
+    let _current = if arena.device().is_host() { None } else { Some(arena.device().make_current()?) };
     let lanes = lanes_for(READ_THREADS_MAX);
     let on_device = plan.arena_bytes >= CHECK_ON_DEVICE_BYTES_MIN && arena.device().has_kernels();
     let checks = Checks::new(if on_device { 0 } else { plan.pieces.len() });

@@ -77,6 +77,26 @@ impl Copies {
         self.handed_over("copy to the device", slot, enqueued).map(drop)
     }
 
+    /// Copies several ranges of a slot, each to an offset of the memory, and waits until they are there.
+    ///
+    /// # Panics
+    /// As [`upload_all`](Self::upload_all).
+    pub(in crate::device) fn upload_now(&self, slot: Slot, copies: &[(Range<usize>, u64)]) -> Result<()> {
+        let enqueued = copies.iter().try_for_each(|(range, offset)| {
+            let bytes = &slot[range.clone()];
+            let target = self.address(*offset, bytes.len());
+            // SAFETY: as in `upload`; the slot is held until the stream was waited for, or lost.
+            unsafe { self.stream().copy_to_device(target, bytes.as_ptr(), bytes.len()) }
+        });
+        let settled = self.stream().synchronize();
+        let outcome =
+            enqueued.and(settled).map_err(|error| self.memory.device().context().error("copy to the device", error));
+        if let (Err(error), Err(_)) = (&outcome, settled) {
+            slot.abandon(error);
+        }
+        outcome
+    }
+
     /// Enqueues a copy of a range of pinned pages to `offset` of the memory. They stay pinned until it is done.
     ///
     /// # Panics
