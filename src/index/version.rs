@@ -7,10 +7,8 @@ use alight_format::{HashedKey, IndexEntry, IndexKind, Seq};
 
 use crate::error::Result;
 use crate::index::merge::merge_layers;
+use crate::index::overlay::Overlay;
 use crate::index::run::Run;
-
-/// The latest commits by key: a persistent map, so that a snapshot is a clone that shares everything.
-pub(crate) type Overlay = imbl::OrdMap<Arc<[u8]>, Arc<IndexEntry>>;
 
 /// A state of the index. Cloning shares all its parts.
 #[derive(Clone)]
@@ -33,37 +31,42 @@ impl Version {
 
     /// The entry under a key, if it leads to a value.
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Arc<IndexEntry>>> {
-        let latest = match self.latest(key) {
+        let key = HashedKey::new(key);
+        let latest = match self.latest(&key) {
             Some(entry) => Some(Arc::clone(entry)),
-            None => self.in_runs(key, Run::get)?.map(Arc::new),
+            None => self.in_runs(&key, Run::get)?.map(Arc::new),
         };
         Ok(latest.filter(|entry| entry.kind == IndexKind::Put))
     }
 
     /// Whether a key leads to a value. Takes no memory.
     pub(crate) fn contains(&self, key: &[u8]) -> Result<bool> {
-        let kind = match self.latest(key) {
+        let key = HashedKey::new(key);
+        let kind = match self.latest(&key) {
             Some(entry) => Some(entry.kind),
-            None => self.in_runs(key, Run::kind)?,
+            None => self.in_runs(&key, Run::kind)?,
         };
         Ok(kind == Some(IndexKind::Put))
     }
 
     /// What the overlays know of a key.
-    fn latest(&self, key: &[u8]) -> Option<&Arc<IndexEntry>> {
+    fn latest(&self, key: &HashedKey<'_>) -> Option<&Arc<IndexEntry>> {
         self.overlay.get(key).or_else(|| self.frozen.get(key))
     }
 
     /// What the newest run that knows a key says of it. Reads a cache line of each run that does not, and a few of the one
     /// that does.
-    fn in_runs<T>(&self, key: &[u8], ask: impl Fn(&Run, &HashedKey<'_>) -> Result<Option<T>>) -> Result<Option<T>> {
-        let key = HashedKey::new(key);
+    fn in_runs<T>(
+        &self,
+        key: &HashedKey<'_>,
+        ask: impl Fn(&Run, &HashedKey<'_>) -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
         // Most keys are in the oldest run: so all are needed, and what is fetched at the same time is waited for once.
         if self.runs.len() > 1 {
-            self.runs.iter().for_each(|run| run.fetch(&key));
+            self.runs.iter().for_each(|run| run.fetch(key));
         }
         for run in &*self.runs {
-            if let Some(found) = ask(run, &key)? {
+            if let Some(found) = ask(run, key)? {
                 return Ok(Some(found));
             }
         }

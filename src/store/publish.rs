@@ -31,7 +31,7 @@ pub(crate) fn publish(version: &mut Version, segments: &Segments, commit: Writte
             accounting.live_bytes += entry.length;
             accounting.blob_bytes += entry.length;
         }
-        version.overlay.insert(Arc::from(entry.key.as_slice()), Arc::new(entry));
+        version.overlay.insert(Arc::new(entry));
     }
     let mut accounting = commit.segment.accounting.lock();
     accounting.end = commit.end;

@@ -85,7 +85,9 @@ impl<'k> HashedKey<'k> {
         self.bytes
     }
 
-    pub(super) fn hash(&self) -> u64 {
+    /// Its hash, as [`key_hash`] takes it.
+    #[inline]
+    pub fn hash(&self) -> u64 {
         self.hash
     }
 }
