@@ -3,6 +3,8 @@
 //! `cargo bench --bench open_and_lookup [-- KEYS…]`: 1,000,000 and 10,000,000 where nothing is said. The store lies in a
 //! temporary folder (`TMPDIR`), about 350 bytes a key, and is removed at the end.
 
+use std::ops::Range;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use alight::{Device, Durability, Store};
@@ -23,26 +25,32 @@ fn percentile_99(mut times: Vec<Duration>) -> Duration {
     times[times.len() * 99 / 100]
 }
 
-fn fill(path: &std::path::Path, keys: u64) -> Duration {
-    let started = Instant::now();
-    let store = Store::options().create_new(true).durability(Durability::Eventual).open(path).expect("create");
-    let mut n = 0;
-    while n < keys {
+/// Puts the keys of these numbers, in batches.
+fn put(store: &Store, numbers: Range<u64>) {
+    let mut n = numbers.start;
+    while n < numbers.end {
         let mut batch = store.batch();
-        let names: Vec<(String, [u8; 8])> =
-            (n..(n + 5000).min(keys)).map(|n| (key(n), n.wrapping_add(0x0123_4567_89AB_CDEF).to_le_bytes())).collect();
+        let names: Vec<(String, [u8; 8])> = (n..(n + 5000).min(numbers.end))
+            .map(|n| (key(n), n.wrapping_add(0x0123_4567_89AB_CDEF).to_le_bytes()))
+            .collect();
         for (name, value) in &names {
             batch.put(name, value).expect("put");
         }
         batch.commit().expect("commit");
         n += names.len() as u64;
     }
+}
+
+fn fill(path: &Path, keys: u64) -> Duration {
+    let started = Instant::now();
+    let store = Store::options().create_new(true).durability(Durability::Eventual).open(path).expect("create");
+    put(&store, 0..keys);
     store.close().expect("close");
     started.elapsed()
 }
 
 /// Opens and gets one key, `rounds` times; the median of the whole.
-fn open_to_first_get(path: &std::path::Path, keys: u64, rounds: u64) -> (Duration, Duration) {
+fn open_to_first_get(path: &Path, keys: u64, rounds: u64) -> (Duration, Duration) {
     let mut opens = Vec::new();
     let mut both = Vec::new();
     for round in 0..rounds {
@@ -56,9 +64,27 @@ fn open_to_first_get(path: &std::path::Path, keys: u64, rounds: u64) -> (Duratio
     (median(opens), median(both))
 }
 
-fn lookups(path: &std::path::Path, keys: u64) -> [Duration; 4] {
-    let store = Store::options().read_only(true).open(path).expect("open");
-    let snapshot = store.snapshot();
+/// Adds keys to a store that is there until the index has four runs: as many as it has while it is written to. The store,
+/// and its keys; `None` if a quarter of the keys made no four runs.
+fn with_four_runs(path: &Path, keys: u64) -> Option<(Store, u64)> {
+    let store = Store::options().durability(Durability::Eventual).open(path).expect("open");
+    let mut total = keys;
+    while total < keys + keys / 4 {
+        put(&store, total..total + 5000);
+        total += 5000;
+        if store.stat().expect("stat").runs == 4 {
+            return Some((store, total));
+        }
+    }
+    None
+}
+
+/// The median and the 99th percentile of one kind of lookup.
+#[derive(Debug, Clone, Copy)]
+struct Times(Duration, Duration);
+
+/// The times of `contains` for keys that are there, for keys that are not, and of `info`; and how many runs were asked.
+fn lookups(store: &Store, keys: u64) -> ([Times; 3], u64) {
     let count = 300_000;
     let mut random = 88172645463325252u64;
     let mut next = move || {
@@ -74,25 +100,30 @@ fn lookups(path: &std::path::Path, keys: u64) -> [Duration; 4] {
         scanned += 1;
     }
     assert_eq!(scanned, keys);
-    let mut present = Vec::with_capacity(count);
-    let mut absent = Vec::with_capacity(count);
+    let snapshot = store.snapshot();
+    let mut times = [const { Vec::new() }; 3];
     for _ in 0..count {
         let name = key(next() % keys);
         let started = Instant::now();
         let found = snapshot.contains(&name).expect("lookup");
-        present.push(started.elapsed());
+        times[0].push(started.elapsed());
         assert!(found);
         let name = key(keys + next() % keys);
         let started = Instant::now();
         let found = snapshot.contains(&name).expect("lookup");
-        absent.push(started.elapsed());
+        times[1].push(started.elapsed());
         assert!(!found);
+        let name = key(next() % keys);
+        let started = Instant::now();
+        let found = snapshot.info(&name).expect("lookup");
+        times[2].push(started.elapsed());
+        assert!(found.is_some());
     }
-    [median(present.clone()), percentile_99(present), median(absent.clone()), percentile_99(absent)]
+    (times.map(|times| Times(median(times.clone()), percentile_99(times))), store.stat().expect("stat").runs)
 }
 
 /// A process that dies with a full overlay, and the next open.
-fn open_after_a_kill(path: &std::path::Path) -> Duration {
+fn open_after_a_kill(path: &Path) -> Duration {
     let mut times = Vec::new();
     for _ in 0..5 {
         let _ = std::fs::remove_dir_all(path);
@@ -120,30 +151,29 @@ fn open_after_a_kill(path: &std::path::Path) -> Duration {
     median(times)
 }
 
+fn report(store: &Store, keys: u64) {
+    let (times, runs) = lookups(store, keys);
+    print!("  {keys} keys in {runs} runs:");
+    for (name, Times(median, high)) in ["contains", "contains, absent", "info"].iter().zip(times) {
+        print!("  {name} p50 {} ns p99 {} ns", median.as_nanos(), high.as_nanos());
+    }
+    println!();
+}
+
 fn main() {
     let asked: Vec<u64> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
     let sizes = if asked.is_empty() { vec![1_000_000, 10_000_000] } else { asked };
     let folder = tempfile::tempdir().expect("a temporary folder");
-    println!(
-        "{:>12} {:>10} {:>12} {:>16} {:>14} {:>10} {:>14} {:>10} {:>6}",
-        "keys", "fill s", "open", "open+first get", "lookup p50", "p99", "absent p50", "p99", "runs"
-    );
     for keys in sizes {
         let path = folder.path().join(format!("{keys}"));
         let filled = fill(&path, keys);
         let (open, both) = open_to_first_get(&path, keys, 31);
-        let [p50, p99, absent50, absent99] = lookups(&path, keys);
-        let runs = Store::options().read_only(true).open(&path).expect("open").stat().expect("stat").runs;
-        println!(
-            "{keys:>12} {:>10.1} {:>12.2?} {:>16.2?} {:>11} ns {:>7} ns {:>11} ns {:>7} ns {runs:>6}",
-            filled.as_secs_f64(),
-            open,
-            both,
-            p50.as_nanos(),
-            p99.as_nanos(),
-            absent50.as_nanos(),
-            absent99.as_nanos()
-        );
+        println!("{keys} keys: filled in {filled:.1?}; open {open:.1?}, open and the first get {both:.1?}");
+        report(&Store::options().read_only(true).open(&path).expect("open"), keys);
+        if let Some((store, keys)) = with_four_runs(&path, keys) {
+            report(&store, keys);
+            store.close().expect("close");
+        }
         std::fs::remove_dir_all(&path).expect("remove");
     }
     println!("open after a kill with a full overlay: {:.1?}", open_after_a_kill(&folder.path().join("killed")));

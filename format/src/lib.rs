@@ -36,6 +36,6 @@ pub use ids::{RunId, Salt, SegmentId, Seq, StoreId};
 pub use limits::FORMAT_VERSION;
 pub use manifest::{FeatureFlags, Manifest, RunRecord, SegmentRecord};
 pub use run::{
-    FinishedRun, IndexEntry, IndexKind, RUN_HEADER_BYTES, RunBuilder, RunBytes, RunError, RunHeader, RunRange,
-    RunReader, RunView, key_hash,
+    FinishedRun, HashedKey, IndexEntry, IndexKind, RUN_HEADER_BYTES, RunBuilder, RunBytes, RunError, RunHeader,
+    RunRange, RunReader, RunView, key_hash,
 };

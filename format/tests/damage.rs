@@ -5,10 +5,10 @@ mod common;
 use std::ops::Bound::{Included, Unbounded};
 
 use alight_format::{
-    Dtype, EncodedBody, Entry, Frame, IndexEntry, IndexKind, Manifest, PreludeFields, RunId, RunRecord, RunView, Salt,
-    SegmentHeader, SegmentId, SegmentRecord, Seq,
+    Dtype, EncodedBody, Entry, Frame, HashedKey, IndexEntry, IndexKind, Manifest, PreludeFields, RunId, RunRecord,
+    RunView, Salt, SegmentHeader, SegmentId, SegmentRecord, Seq,
 };
-use common::{Oracle, STORE, build, entry, neighbours, oracle};
+use common::{Oracle, STORE, build, build_with, entry, neighbours, oracle};
 use proptest::prelude::*;
 
 /// Calls `check` with `bytes` after each bit of them was flipped, in turn.
@@ -97,8 +97,11 @@ fn questions(oracle: &Oracle, count: usize) -> Vec<Vec<u8>> {
 fn assert_never_wrong(bytes: &[u8], oracle: &Oracle, questions: &[Vec<u8>], context: impl Fn() -> String) {
     let Ok(run) = RunView::new(bytes) else { return };
     for key in questions {
-        for found in [run.get(key), run.get_likely(key)].into_iter().flatten() {
+        if let Ok(found) = run.get(key) {
             assert_eq!(found.as_ref(), oracle.get(key), "{}: {key:?}", context());
+        }
+        if let Ok(kind) = run.kind(&HashedKey::new(key)) {
+            assert_eq!(kind, oracle.get(key).map(|entry| entry.kind), "{}: {key:?}", context());
         }
         let mut right = oracle.range::<[u8], _>((Included(key.as_slice()), Unbounded)).map(|(_, entry)| entry);
         let mut found = run.range(Included(key)).take(2);
@@ -126,11 +129,41 @@ fn a_flipped_bit_of_a_run_is_found_out_by_verify_and_never_makes_a_lookup_wrong(
         let found_out = RunView::new(bytes).and_then(|run| run.verify()).is_err();
         assert!(found_out, "byte {at}");
     });
-    for at in 0..bytes.len() {
-        let mut bytes = bytes.clone();
-        bytes[at] ^= 1 << (at % 8);
-        assert_never_wrong(&bytes, &oracle, &questions, || format!("byte {at}"));
+    // With a table that has every key, with one that is full, and with one that has hardly any.
+    for expected in [250, 200, 0] {
+        let (bytes, _) = build_with(&oracle, expected);
+        for at in 0..bytes.len() {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 1 << (at % 8);
+            assert_never_wrong(&bytes, &oracle, &questions, || format!("byte {at}, {expected} expected"));
+        }
     }
+}
+
+#[test]
+fn a_lookup_asks_for_every_line_and_group_that_its_answer_rests_on() {
+    let oracle = oracle((0..250u32).map(|number| format!("model.layers.{}.{}", number % 9, number * number)));
+    let (bytes, _) = build(&oracle);
+    let header = *RunView::new(&bytes).unwrap().header();
+    let lines = header.table_offset as usize..(header.table_offset + 64 * header.table_lines) as usize;
+    // Every line broken: nobody is told that a key is absent, and who is told of an entry is told right.
+    let mut broken = bytes.clone();
+    broken[lines.clone()].as_chunks_mut::<64>().0.iter_mut().for_each(|line| line[0] ^= 1);
+    let run = RunView::new(&broken).unwrap();
+    for key in oracle.keys() {
+        assert!(run.get(key).is_ok_and(|found| found.as_ref() == oracle.get(key)) || run.get(key).is_err());
+        assert!(run.get(&[key, b"?".as_slice()].concat()).is_err());
+    }
+    // Every line empty, as if it had been written so: only the checksum is against it.
+    let mut empty = bytes.clone();
+    empty[lines].as_chunks_mut::<64>().0.iter_mut().for_each(|line| line[4..].fill(0));
+    let run = RunView::new(&empty).unwrap();
+    assert!(oracle.keys().all(|key| run.get(key).is_err()));
+    // Every block broken: no entry is handed out.
+    let mut broken = bytes.clone();
+    (4096..header.table_offset as usize).for_each(|at| broken[at] ^= 1);
+    let run = RunView::new(&broken).unwrap();
+    assert!(oracle.keys().all(|key| run.get(key).is_err()));
 }
 
 #[test]
@@ -139,7 +172,8 @@ fn a_wrong_fence_never_makes_a_lookup_wrong() {
     // children, and there are several levels.
     let key = |number: u32| [(number / 2).to_be_bytes().to_vec(), vec![9; 1000], vec![(number % 2) as u8 * 2]].concat();
     let oracle: Oracle = (0..120u32).map(|number| (key(number), entry(&key(number), 2))).collect();
-    let (mut bytes, _) = build(&oracle);
+    // With a table that leaves most keys to the fences.
+    let (mut bytes, _) = build_with(&oracle, 0);
     let header = *RunView::new(&bytes).unwrap().header();
     assert!(header.height >= 3);
     let questions = questions(&oracle, 5);
@@ -189,7 +223,7 @@ proptest! {
         noise in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..200),
     ) {
         let oracle = oracle((0..4000u32).map(|number| format!("model.layers.{}.{}", number % 9, number * number)));
-        let (mut bytes, _) = build(&oracle);
+        let (mut bytes, _) = build_with(&oracle, 0);
         let header = *RunView::new(&bytes).unwrap().header();
         let fences = &mut bytes[header.fences_offset as usize..(header.fences_offset + header.fences_bytes) as usize];
         for (at, byte) in noise {

@@ -51,16 +51,25 @@ fn a_run_is_read_through_anything_that_reads() {
     let run = RunReader::new(&copies).unwrap();
     run.verify().unwrap();
     assert!(run.range(Unbounded).map(Result::unwrap).eq(oracle.values().cloned()));
+    let key = b"model.layers.77".as_slice();
     copies.reads.set(0);
-    assert_eq!(run.get(b"model.layers.77").unwrap().as_ref(), oracle.get(b"model.layers.77".as_slice()));
-    assert_eq!(copies.reads.get(), 2 + run.header().height as usize, "a filter line, a node of each level, a block");
+    assert_eq!(run.get(key).unwrap().as_ref(), oracle.get(key));
+    assert_eq!(copies.reads.get(), 2, "a line of the table, a group");
+
+    // A table of one line, which knows nothing of most keys.
+    let copies = Copies { file: build_with(&oracle, 0).0, reads: Cell::new(0), trouble: None };
+    let run = RunReader::new(&copies).unwrap();
+    assert_eq!(run.header().table_lines, 1);
+    copies.reads.set(0);
+    assert_eq!(run.get(key).unwrap().as_ref(), oracle.get(key));
+    assert_eq!(copies.reads.get(), 9 + run.header().height as usize, "eight lines, a node of each level, a block");
 }
 
 #[test]
 fn a_read_that_fails_or_is_short_is_never_an_answer() {
     let oracle = oracle((0..2000u32).map(|number| format!("model.layers.{number}")));
-    let mut copies = Copies { file: build(&oracle).0, reads: Cell::new(0), trouble: None };
-    for (reads, trouble) in (1..4).flat_map(|reads| [(reads, Trouble::Fails), (reads, Trouble::IsShort)]) {
+    let mut copies = Copies { file: build_with(&oracle, 0).0, reads: Cell::new(0), trouble: None };
+    for (reads, trouble) in (1..11).flat_map(|reads| [(reads, Trouble::Fails), (reads, Trouble::IsShort)]) {
         (copies.reads, copies.trouble) = (Cell::new(0), Some((reads, trouble)));
         let run = RunReader::new(&copies).unwrap();
         match (run.get(b"model.layers.77").unwrap_err(), trouble) {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use alight_format::IndexEntry;
 
 use crate::error::Result;
+use crate::index::overlay::Overlay;
 use crate::index::run::Run;
-use crate::index::version::Overlay;
 
 type Layer<'a> = Box<dyn Iterator<Item = Result<Arc<IndexEntry>>> + 'a>;
 
@@ -22,7 +22,7 @@ pub(crate) fn merge_layers<'a>(
     let owned = (from.map(Arc::<[u8]>::from), Bound::Unbounded);
     let mut layers: Vec<Layer<'a>> = Vec::with_capacity(overlays.len() + runs.len());
     for overlay in overlays {
-        layers.push(Box::new(overlay.range(owned.clone()).map(|(_, entry)| Ok(Arc::clone(entry)))));
+        layers.push(Box::new(overlay.range(owned.clone()).map(|entry| Ok(Arc::clone(entry)))));
     }
     for run in runs {
         layers.push(Box::new(run.range(from).map(|entry| entry.map(Arc::new))));

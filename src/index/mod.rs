@@ -7,9 +7,11 @@
 //! - A version never changes. Whoever holds one sees the same keys for as long as it is held.
 
 mod merge;
+mod overlay;
 mod run;
 mod version;
 
 pub(crate) use merge::{merge_count, merge_layers};
+pub(crate) use overlay::Overlay;
 pub(crate) use run::{NewRun, Run, write_run};
-pub(crate) use version::{Overlay, Version};
+pub(crate) use version::Version;

@@ -3,14 +3,12 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use alight_format::{IndexEntry, IndexKind, Seq};
+use alight_format::{HashedKey, IndexEntry, IndexKind, Seq};
 
 use crate::error::Result;
 use crate::index::merge::merge_layers;
+use crate::index::overlay::Overlay;
 use crate::index::run::Run;
-
-/// The latest commits by key: a persistent map, so that a snapshot is a clone that shares everything.
-pub(crate) type Overlay = imbl::OrdMap<Arc<[u8]>, Arc<IndexEntry>>;
 
 /// A state of the index. Cloning shares all its parts.
 #[derive(Clone)]
@@ -31,24 +29,48 @@ impl Version {
         Self { seq, overlay: Overlay::default(), frozen: Overlay::default(), runs: runs.into() }
     }
 
-    /// The latest entry of a key: a put, a delete, or nothing at all. Reads at most one block of each run.
-    pub(crate) fn lookup(&self, key: &[u8]) -> Result<Option<Arc<IndexEntry>>> {
-        if let Some(entry) = self.overlay.get(key).or_else(|| self.frozen.get(key)) {
-            return Ok(Some(Arc::clone(entry)));
-        }
-        let Some((oldest, newer)) = self.runs.split_last() else { return Ok(None) };
-        for run in newer {
-            if let Some(entry) = run.get(key)? {
-                return Ok(Some(Arc::new(entry)));
-            }
-        }
-        // The oldest run is the largest by far, and what no newer one knows is most likely there.
-        Ok(oldest.get_likely(key)?.map(Arc::new))
-    }
-
     /// The entry under a key, if it leads to a value.
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Arc<IndexEntry>>> {
-        Ok(self.lookup(key)?.filter(|entry| entry.kind == IndexKind::Put))
+        let key = HashedKey::new(key);
+        let latest = match self.latest(&key) {
+            Some(entry) => Some(Arc::clone(entry)),
+            None => self.in_runs(&key, Run::get)?.map(Arc::new),
+        };
+        Ok(latest.filter(|entry| entry.kind == IndexKind::Put))
+    }
+
+    /// Whether a key leads to a value. Takes no memory.
+    pub(crate) fn contains(&self, key: &[u8]) -> Result<bool> {
+        let key = HashedKey::new(key);
+        let kind = match self.latest(&key) {
+            Some(entry) => Some(entry.kind),
+            None => self.in_runs(&key, Run::kind)?,
+        };
+        Ok(kind == Some(IndexKind::Put))
+    }
+
+    /// What the overlays know of a key.
+    fn latest(&self, key: &HashedKey<'_>) -> Option<&Arc<IndexEntry>> {
+        self.overlay.get(key).or_else(|| self.frozen.get(key))
+    }
+
+    /// What the newest run that knows a key says of it. Reads a cache line of each run that does not, and a few of the one
+    /// that does.
+    fn in_runs<T>(
+        &self,
+        key: &HashedKey<'_>,
+        ask: impl Fn(&Run, &HashedKey<'_>) -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
+        // Most keys are in the oldest run: so all are needed, and what is fetched at the same time is waited for once.
+        if self.runs.len() > 1 {
+            self.runs.iter().for_each(|run| run.fetch(key));
+        }
+        for run in &*self.runs {
+            if let Some(found) = ask(run, key)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
 
     /// Up to `limit` living entries in key order from `from` on, of keys that begin with `prefix`.

@@ -91,7 +91,7 @@ impl Core {
                 manifest.next_run = next.next_run;
                 self.change_version(|version| {
                     let newer = std::mem::replace(&mut version.overlay, std::mem::take(&mut version.frozen));
-                    version.overlay.extend(newer);
+                    version.overlay.insert_newer(&newer);
                 });
                 Err(error)
             }

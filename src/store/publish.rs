@@ -10,7 +10,7 @@ use crate::store::segment::Segments;
 
 /// Adds one commit to a version that nobody else sees yet, and to the accounts of the segments it touches.
 ///
-/// Looks up what each key led to before, about a microsecond a key. Where that part of the index is damaged the commit
+/// Looks up what each key led to before, less than a microsecond a key. Where that part of the index is damaged the commit
 /// counts all the same: it is on the disk; only the count of live bytes misses what the key led to.
 pub(crate) fn publish(version: &mut Version, segments: &Segments, commit: Written) {
     for entry in commit.entries {
@@ -31,7 +31,7 @@ pub(crate) fn publish(version: &mut Version, segments: &Segments, commit: Writte
             accounting.live_bytes += entry.length;
             accounting.blob_bytes += entry.length;
         }
-        version.overlay.insert(Arc::from(entry.key.as_slice()), Arc::new(entry));
+        version.overlay.insert(Arc::new(entry));
     }
     let mut accounting = commit.segment.accounting.lock();
     accounting.end = commit.end;

@@ -123,7 +123,7 @@ impl Snapshot {
     pub fn contains(&self, key: impl AsRef<[u8]>) -> Result<bool> {
         self.store.core()?;
         check_key(key.as_ref())?;
-        Ok(self.version.get(key.as_ref())?.is_some())
+        self.version.contains(key.as_ref())
     }
 
     /// As [`Store::scan`].

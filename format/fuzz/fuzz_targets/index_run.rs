@@ -3,7 +3,7 @@
 
 use std::ops::Bound;
 
-use alight_format::{RunView, crc32};
+use alight_format::{HashedKey, RunView, crc32};
 use libfuzzer_sys::fuzz_target;
 
 fn number<const N: usize>(bytes: &[u8], at: usize) -> usize {
@@ -18,15 +18,15 @@ fn repair(data: &[u8]) -> Vec<u8> {
     bytes.resize(data.len().clamp(4 * 4096, 64 << 10).next_multiple_of(4096), 0);
     let whole_blocks = bytes.len() / 4096 - 3;
     let blocks = 1 + number::<1>(&bytes, 65) % whole_blocks;
-    let filter = 4096 * (1 + blocks);
+    let table = 4096 * (1 + blocks);
     let lines = 1 + number::<1>(&bytes, 80) % 64;
-    let fences = filter + 4096;
+    let fences = table + 4096;
     let fence_bytes = (bytes.len() - fences) / 64 * 64;
     let root_bytes = number::<2>(&bytes, 104) % 4097 / 64 * 64;
     bytes[..8].copy_from_slice(b"ALIGHTix");
     for (at, value) in [
         (64, 4096 * blocks),
-        (72, filter),
+        (72, table),
         (80, lines),
         (88, fences),
         (96, fence_bytes),
@@ -41,25 +41,25 @@ fn repair(data: &[u8]) -> Vec<u8> {
     let owner = bytes[16..40].to_vec();
     let sealed =
         |at: usize, part: &[u8]| crc32(&[owner.as_slice(), &(at as u64).to_le_bytes(), part].concat()).to_le_bytes();
-    for at in (4096..filter).step_by(4096) {
+    for at in (4096..table).step_by(4096) {
         let block = &mut bytes[at..at + 4096];
-        let mut start = number::<2>(block, 16);
-        for group in 0..number::<2>(block, 4).div_ceil(8).min(500) {
-            let head = 20 + 8 * group;
-            let end = number::<2>(block, head + 4);
-            if let Some(entries) = block.get(start..end) {
-                let crc = crc32(entries).to_le_bytes();
-                block[head..head + 4].copy_from_slice(&crc);
+        let mut before = number::<2>(block, 16);
+        for group in 0..number::<2>(block, 4).div_ceil(8).min(1000) {
+            let (start, end) = (before.next_multiple_of(16), number::<2>(block, 20 + 4 * group));
+            if start + 8 <= 4096 && number::<2>(block, start + 4) >= 4 {
+                let length = number::<2>(block, start + 4).min(4096 - start);
+                let crc = sealed(at + start, &block[start + 4..start + length]);
+                block[start..start + 4].copy_from_slice(&crc);
             }
-            start = end;
+            before = end;
         }
         let directory_end = number::<2>(block, 16).clamp(4, 4096);
         let crc = sealed(at, &block[4..directory_end]);
         block[..4].copy_from_slice(&crc);
     }
-    for at in (filter..filter + 64 * lines).step_by(64) {
-        let crc = sealed(at, &bytes[at..at + 60]);
-        bytes[at + 60..at + 64].copy_from_slice(&crc);
+    for at in (table..table + 64 * lines).step_by(64) {
+        let crc = sealed(at, &bytes[at + 4..at + 64]);
+        bytes[at..at + 4].copy_from_slice(&crc);
     }
     let mut at = fences;
     while at + 64 <= fences + fence_bytes {
@@ -76,7 +76,7 @@ fn ask(bytes: &[u8]) {
     let _ = run.verify();
     for key in [b"".as_slice(), b"a", b"model.layers.1.mlp.013", &[255; 1024], &bytes[bytes.len() / 2..][..9]] {
         let _ = run.get(key);
-        let _ = run.get_likely(key);
+        let _ = run.kind(&HashedKey::new(key));
         let _ = run.range(Bound::Included(key)).take(20).count();
     }
     let seen = run.range(Bound::Unbounded).take(1 << 20).count();

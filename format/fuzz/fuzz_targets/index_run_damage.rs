@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use alight_format::{Dtype, FormatError, IndexEntry, IndexKind, RunBuilder, RunId, RunView, SegmentId, Seq, StoreId};
+use alight_format::{
+    Dtype, FormatError, HashedKey, IndexEntry, IndexKind, RunBuilder, RunId, RunView, SegmentId, Seq, StoreId,
+};
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 
@@ -75,8 +77,11 @@ fuzz_target!(|input: Input| {
     let Ok(run) = RunView::new(&bytes) else { return };
     assert!(bytes == whole || run.verify().is_err());
     for key in input.questions.iter().map(key).chain(oracle.keys().take(20).cloned()) {
-        for found in [run.get(&key), run.get_likely(&key)].into_iter().flatten() {
+        if let Ok(found) = run.get(&key) {
             assert_eq!(found.as_ref(), oracle.get(&key));
+        }
+        if let Ok(kind) = run.kind(&HashedKey::new(&key)) {
+            assert_eq!(kind, oracle.get(&key).map(|entry| entry.kind));
         }
         let mut right = oracle.range::<[u8], _>((Bound::Included(key.as_slice()), Bound::Unbounded));
         for found in run.range(Bound::Included(&key)).take(30) {

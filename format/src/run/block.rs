@@ -3,42 +3,38 @@
 //! ```text
 //! block = [ crc, 4 ][ entries, 2 ][ prefix length, 2 ][ lower shared, 2 ][ lower rest, 2 ][ upper shared, 2 ][ upper rest, 2 ]
 //!         [ directory end, 2 ][ used, 2 ]
-//!         [ group ]… = [ crc, 4 ][ end, 2 ][ separator end, 2 ]
-//!         [ prefix ][ rest of lower ][ rest of upper ][ rest of each group's separator ]
-//!         [ entry ]… [ zeros ]
-//! entry = [ length of suffix, LEB128 ][ length of what follows the key, LEB128 ][ suffix ][ what follows the key ]
+//!         ([ end of group, 2 ][ separator end, 2 ])…
+//!         [ prefix ][ rest of lower ][ rest of upper ][ rest of each group's separator ][ zeros ]
+//!         ([ group ][ zeros ])…
 //! ```
-//! `prefix` is what all keys of the block begin with; a suffix is the rest of a key. `lower` is the first "shared" bytes of
-//! the prefix and then its rest, and so is `upper`. Each eight entries are a group, the last one of fewer. A group's entries
-//! lie up to its `end`, from the block's start; the first group's begin at `directory end`. A group's separator is above all
-//! keys before the group and not above the group's first key; it begins with the prefix, and its rest lies up to `separator
-//! end`, from the first separator's start. The first group's is empty.
+//! `prefix` is what all keys of the block begin with. `lower` is the first "shared" bytes of the prefix and then its rest,
+//! and so is `upper`. Each eight entries are a [group](super::group), the last one of fewer. A group begins at the first
+//! multiple of 16 after what is before it, and lies up to its `end`, from the block's start. A group's separator is above
+//! all keys before the group and not above the group's first key; it begins with the prefix, and its rest lies up to
+//! `separator end`, from the first separator's start. The first group's is empty.
 //!
-//! The block's checksum ([sealed](super::seal)) covers everything from byte 4 to `directory end`; a group's checksum, a plain
-//! CRC-32, covers its entries. So a lookup
-//! reads and verifies the directory and one group, which is a tenth of the block.
+//! The block's checksum ([sealed](super::seal)) covers everything from byte 4 to `directory end`; each group has its own. So
+//! whoever comes by the fences reads and verifies the directory and one group, and who comes by the table the group alone.
 //!
 //! # Invariants
 //! - Every key `k` of the block has `lower <= k < upper`. The first block of a run has an empty `lower`, the last has no
 //!   `upper` (its rest's length is 0xffff); each other block's `upper` is the next one's `lower`.
 //! - So a key outside a block's range was led there wrongly, and a key inside it that is not in the block is in no block.
-//! - The checksum of each group lies under the block's own: entries that were right elsewhere are not right here.
 
 use std::cmp::Ordering;
+use std::ops::Range;
 
-use super::entry::{IndexEntry, REST_BYTES_MAX, put_number, take_number};
+use super::entry::{IndexEntry, REST_BYTES_MAX};
+use super::group::{self, Entries, GROUP_ALIGN_BYTES, GROUP_ENTRIES, GROUP_HEAD_BYTES, Group};
 use super::seal::Seal;
+use super::table::{TableBuilder, key_hash};
 use super::{common_prefix, damaged};
-use crate::checksum::crc32;
 use crate::error::FormatError;
 use crate::layout::{Field, tiles};
 use crate::limits::KEY_BYTES_MAX;
 
 /// The length of every block.
 pub(super) const BLOCK_BYTES: usize = 4096;
-
-/// The entries of every group but a block's last.
-pub(super) const GROUP_ENTRIES: usize = 8;
 
 const CRC: Field<4> = Field::at(0);
 const COUNT: Field<2> = Field::at(4);
@@ -67,12 +63,12 @@ const _: () = assert!(tiles(
     HEAD_BYTES
 ));
 
-const GROUP_CRC: Field<4> = Field::at(0);
-const GROUP_END: Field<2> = Field::at(4);
-const GROUP_SEPARATOR_END: Field<2> = Field::at(6);
-const GROUP_BYTES: usize = 8;
+const GROUP_END: Field<2> = Field::at(0);
+const GROUP_SEPARATOR_END: Field<2> = Field::at(2);
+/// What the directory has of each group.
+const GROUP_BYTES: usize = 4;
 
-const _: () = assert!(tiles(&[GROUP_CRC.span(), GROUP_END.span(), GROUP_SEPARATOR_END.span()], 0, GROUP_BYTES));
+const _: () = assert!(tiles(&[GROUP_END.span(), GROUP_SEPARATOR_END.span()], 0, GROUP_BYTES));
 
 /// The length of the last block's rest of `upper`.
 const NO_UPPER: u16 = u16::MAX;
@@ -80,9 +76,15 @@ const NO_UPPER: u16 = u16::MAX;
 /// The longest encoding of a length in an entry.
 const LENGTH_BYTES_MAX: usize = 2;
 
-/// The largest entry fits an empty block: its key is the prefix, which its range shares.
+/// The largest entry fits an empty block: its key is the block's prefix, which its range shares, and the group's.
 const _: () = assert!(
-    HEAD_BYTES + GROUP_BYTES + KEY_BYTES_MAX + 1 + 2 * LENGTH_BYTES_MAX + REST_BYTES_MAX <= BLOCK_BYTES
+    HEAD_BYTES
+        + GROUP_BYTES
+        + KEY_BYTES_MAX
+        + 1
+        + GROUP_ALIGN_BYTES
+        + (GROUP_HEAD_BYTES + KEY_BYTES_MAX + 2 * LENGTH_BYTES_MAX + REST_BYTES_MAX)
+        <= BLOCK_BYTES
         && KEY_BYTES_MAX < 1 << (7 * LENGTH_BYTES_MAX)
         && REST_BYTES_MAX < 1 << (7 * LENGTH_BYTES_MAX)
 );
@@ -106,11 +108,20 @@ pub(super) struct BlockBuilder {
     prefix_len: usize,
     /// The bytes of all groups' separators.
     separators_len: usize,
+    /// The bytes of all groups but the last, with the zeros between them.
+    groups_len: usize,
+    /// The bytes of the last group.
+    last_group_len: usize,
 }
 
 /// The bytes of a separator, or a bound, that are not in the prefix.
 fn rest_len(len: usize, prefix_len: usize) -> usize {
     len.saturating_sub(prefix_len)
+}
+
+/// Where a group begins that comes after so many bytes.
+const fn aligned(len: usize) -> usize {
+    len.next_multiple_of(GROUP_ALIGN_BYTES)
 }
 
 impl BlockBuilder {
@@ -136,15 +147,26 @@ impl BlockBuilder {
         &self.rests[start..self.ends[index].1]
     }
 
+    /// The keys of a group and what follows each, of this block's entries and perhaps one more.
+    fn group<'e>(
+        &'e self,
+        group: usize,
+        more: Option<(&'e [u8], &'e [u8])>,
+    ) -> impl Iterator<Item = (&'e [u8], &'e [u8])> + Clone {
+        let first = group * GROUP_ENTRIES;
+        let indexes = first..self.ends.len().min(first + GROUP_ENTRIES);
+        indexes.map(|index| (self.key(index), self.rest(index))).chain(more)
+    }
+
     /// Adds an entry, unless the block is full; then it is left as it was, and the answer is false. An empty block takes any
     /// entry.
     pub(super) fn try_push(&mut self, key: &[u8], rest: &[u8]) -> bool {
         let count = self.ends.len() + 1;
         let groups = count.div_ceil(GROUP_ENTRIES);
+        let begins_group = (count - 1).is_multiple_of(GROUP_ENTRIES);
         let (prefix_len, separator_len) = if self.is_empty() {
             (key.len(), 0)
         } else {
-            let begins_group = (count - 1).is_multiple_of(GROUP_ENTRIES);
             let separator_len = if begins_group { common_prefix(self.last_key(), key) + 1 } else { 0 };
             (common_prefix(&self.key(0)[..self.prefix_len], key), separator_len)
         };
@@ -158,12 +180,12 @@ impl BlockBuilder {
             + upper_rest_max
             + (self.separators_len + separator_len)
             - (groups - 1) * prefix_len;
-        let entries_len = 2 * LENGTH_BYTES_MAX * count + self.keys.len() + key.len() - count * prefix_len
-            + self.rests.len()
-            + rest.len();
-        if directory_len + entries_len > BLOCK_BYTES && !self.is_empty() {
+        let groups_len = self.groups_len + if begins_group { aligned(self.last_group_len) } else { 0 };
+        let last_group_len = group::encoded_len(self.group(groups - 1, Some((key, rest))));
+        if aligned(directory_len) + groups_len + last_group_len > BLOCK_BYTES && !self.is_empty() {
             return false;
         }
+        (self.groups_len, self.last_group_len) = (groups_len, last_group_len);
         self.prefix_len = prefix_len;
         self.separators_len += separator_len;
         self.keys.extend_from_slice(key);
@@ -172,9 +194,16 @@ impl BlockBuilder {
         true
     }
 
-    /// Appends the block, which will lie at `at`, to `out`, and begins the next block, whose range begins where this one's
-    /// ends.
-    pub(super) fn finish(&mut self, upper: Option<&[u8]>, seal: Seal, at: u64, out: &mut Vec<u8>) {
+    /// Appends the block, which will lie at `at`, to `out`, tells the table where its keys are, and begins the next block,
+    /// whose range begins where this one's ends.
+    pub(super) fn finish(
+        &mut self,
+        upper: Option<&[u8]>,
+        seal: Seal,
+        at: u64,
+        out: &mut Vec<u8>,
+        table: &mut TableBuilder,
+    ) {
         let count = self.ends.len();
         let groups = count.div_ceil(GROUP_ENTRIES);
         let prefix = &self.key(0)[..self.prefix_len];
@@ -200,20 +229,12 @@ impl BlockBuilder {
         }
         let directory_end = out.len() - start;
         for group in 0..groups {
-            let group_at = out.len();
-            let first = group * GROUP_ENTRIES;
-            for index in first..count.min(first + GROUP_ENTRIES) {
-                let (suffix, rest) = (&self.key(index)[prefix.len()..], self.rest(index));
-                put_number(out, suffix.len() as u64);
-                put_number(out, rest.len() as u64);
-                out.extend_from_slice(suffix);
-                out.extend_from_slice(rest);
-            }
-            let crc = crc32(&out[group_at..]);
+            out.resize(start + aligned(out.len() - start), 0);
+            let group_at = at + (out.len() - start) as u64;
+            group::encode(self.group(group, None), seal, group_at, out);
+            self.group(group, None).for_each(|(key, _)| table.insert(key_hash(key), group_at));
             let end = as_u16(out.len() - start);
-            let head = &mut out[start + HEAD_BYTES + GROUP_BYTES * group..];
-            GROUP_CRC.write(head, crc);
-            GROUP_END.write(head, end);
+            GROUP_END.write(&mut out[start + HEAD_BYTES + GROUP_BYTES * group..], end);
         }
         let used = out.len() - start;
         assert!(used <= BLOCK_BYTES, "a block's entries were counted before they were let in");
@@ -261,6 +282,7 @@ impl Edge<'_> {
 #[derive(Clone, Copy)]
 pub(super) struct Block<'b> {
     bytes: &'b [u8; BLOCK_BYTES],
+    seal: Seal,
     at: u64,
     pub(super) count: usize,
     groups: &'b [[u8; GROUP_BYTES]],
@@ -268,12 +290,6 @@ pub(super) struct Block<'b> {
     pub(super) lower: Edge<'b>,
     pub(super) upper: Option<Edge<'b>>,
     separators: &'b [u8],
-}
-
-/// The entries of a group whose checksum holds.
-#[derive(Clone, Copy)]
-struct Group<'b> {
-    entries: &'b [u8],
 }
 
 impl<'b> Block<'b> {
@@ -289,17 +305,17 @@ impl<'b> Block<'b> {
         if CRC.read(bytes) != seal.crc(at, &bytes[CRC.span().1..directory_end]) {
             return Err(damaged("an index block with a wrong checksum", at));
         }
-        Self::parse(bytes, at).ok_or_else(|| damaged("an index block that does not decode", at))
+        Self::parse(bytes, seal, at).ok_or_else(|| damaged("an index block that does not decode", at))
     }
 
     /// The block again, once its directory's checksum was verified.
     #[inline]
-    pub(super) fn again(bytes: &'b [u8], at: u64) -> Option<Self> {
-        Self::parse(bytes.try_into().ok()?, at)
+    pub(super) fn again(bytes: &'b [u8], seal: Seal, at: u64) -> Option<Self> {
+        Self::parse(bytes.try_into().ok()?, seal, at)
     }
 
     #[inline]
-    fn parse(bytes: &'b [u8; BLOCK_BYTES], at: u64) -> Option<Self> {
+    fn parse(bytes: &'b [u8; BLOCK_BYTES], seal: Seal, at: u64) -> Option<Self> {
         let count = usize::from(COUNT.read(bytes));
         let directory = bytes.get(HEAD_BYTES..usize::from(DIRECTORY_END.read(bytes)))?;
         let (groups, mut rest) = directory.split_at_checked(GROUP_BYTES * count.div_ceil(GROUP_ENTRIES))?;
@@ -316,7 +332,7 @@ impl<'b> Block<'b> {
             len => Some(Edge { shared: shared(UPPER_SHARED.read(bytes))?, rest: take(len)? }),
         };
         let groups = groups.as_chunks().0;
-        (count > 0).then_some(Self { bytes, at, count, groups, prefix, lower, upper, separators: rest })
+        (count > 0).then_some(Self { bytes, seal, at, count, groups, prefix, lower, upper, separators: rest })
     }
 
     /// Whether this key can only be in this block.
@@ -345,23 +361,26 @@ impl<'b> Block<'b> {
         self.separators.get(usize::from(start)..usize::from(GROUP_SEPARATOR_END.read(&self.groups[group])))
     }
 
-    /// A group, its checksum verified.
+    /// Where a group lies in the block.
     #[inline]
-    fn group(&self, group: usize) -> Result<Group<'b>, FormatError> {
-        let head = self.groups.get(group).ok_or_else(|| self.unreadable())?;
-        let start = match group.checked_sub(1) {
+    fn range_of(&self, group: usize) -> Option<Range<usize>> {
+        let before = match group.checked_sub(1) {
             None => DIRECTORY_END.read(self.bytes),
-            Some(before) => GROUP_END.read(&self.groups[before]),
+            Some(before) => GROUP_END.read(self.groups.get(before)?),
         };
-        let entries = self.bytes.get(usize::from(start)..usize::from(GROUP_END.read(head)));
-        let entries = entries.ok_or_else(|| self.unreadable())?;
-        if crc32(entries) != GROUP_CRC.read(head) {
-            return Err(damaged("an index block's entries with a wrong checksum", self.at));
-        }
-        Ok(Group { entries })
+        Some(aligned(usize::from(before))..usize::from(GROUP_END.read(self.groups.get(group)?)))
     }
 
-    /// How many of the block's keys are below `key`, and the entry of the next one if that equals it.
+    /// A group, its checksum verified, and where it begins.
+    #[inline]
+    fn group(&self, group: usize) -> Result<(Group<'b>, usize), FormatError> {
+        let range = self.range_of(group).ok_or_else(|| self.unreadable())?;
+        let bytes = self.bytes.get(range.clone()).ok_or_else(|| self.unreadable())?;
+        let group = Group::decode(bytes, self.seal, self.at + range.start as u64)?;
+        if group.len == bytes.len() { Ok((group, range.start)) } else { Err(self.unreadable()) }
+    }
+
+    /// How many of the block's keys are below `key`, and what follows it if the block has it.
     #[inline]
     pub(super) fn search(&self, key: &[u8]) -> Result<(usize, Option<&'b [u8]>), FormatError> {
         let start = &key[..key.len().min(self.prefix.len())];
@@ -376,78 +395,58 @@ impl<'b> Block<'b> {
             let separator = self.separator(middle).ok_or_else(|| self.unreadable())?;
             if separator <= suffix { low = middle + 1 } else { high = middle }
         }
-        let group = low - 1;
-        let mut entries = self.group(group)?;
-        let first = group * GROUP_ENTRIES;
-        for index in first..self.count.min(first + GROUP_ENTRIES) {
-            let (found, rest) = entries.next().ok_or_else(|| self.unreadable())?;
-            match found.cmp(suffix) {
-                Ordering::Less => {}
-                Ordering::Equal => return Ok((index, Some(rest))),
-                Ordering::Greater => return Ok((index, None)),
-            }
-        }
-        Ok((self.count.min(first + GROUP_ENTRIES), None))
+        let (group, _) = self.group(low - 1)?;
+        let (below, found) = group.search(key)?;
+        Ok(((low - 1) * GROUP_ENTRIES + below, found))
     }
 
     /// Where the entry at this index begins in the block. Verifies the checksum of its group, and so of those that follow it
     /// in the group.
     pub(super) fn locate(&self, index: usize) -> Result<usize, FormatError> {
-        let mut group = self.group(index / GROUP_ENTRIES)?;
-        let end = usize::from(GROUP_END.read(&self.groups[index / GROUP_ENTRIES]));
+        let (group, start) = self.group(index / GROUP_ENTRIES)?;
+        let mut entries = group.entries;
         for _ in 0..index % GROUP_ENTRIES {
-            group.next().ok_or_else(|| self.unreadable())?;
+            entries.next().ok_or_else(|| self.unreadable())?;
         }
-        Ok(end - group.entries.len())
+        Ok(start + group.len - entries.bytes.len())
     }
 
     /// The entry at this index, and where the next one begins. `begin` is where this one does, as [`locate`](Self::locate) or
     /// this gave it; a group's first entry is located anew, and its group verified.
     pub(super) fn entry(&self, index: usize, begin: usize) -> Result<(IndexEntry, usize), FormatError> {
         let begin = if index.is_multiple_of(GROUP_ENTRIES) { self.locate(index)? } else { begin };
-        let entries = self.groups.get(index / GROUP_ENTRIES).and_then(|group| {
-            let entries = self.bytes.get(begin..usize::from(GROUP_END.read(group)))?;
-            Some(Group { entries })
-        });
-        let mut entries = entries.ok_or_else(|| self.unreadable())?;
+        let parts = || {
+            let range = self.range_of(index / GROUP_ENTRIES)?;
+            let entries = Entries { bytes: self.bytes.get(begin..range.end)? };
+            Some((Group::again(self.bytes.get(range.clone())?, self.at + range.start as u64)?, entries, range.end))
+        };
+        let (group, mut entries, end) = parts().ok_or_else(|| self.unreadable())?;
         let (suffix, rest) = entries.next().ok_or_else(|| self.unreadable())?;
-        let mut key = Vec::with_capacity(self.prefix.len() + suffix.len());
-        key.extend_from_slice(self.prefix);
-        key.extend_from_slice(suffix);
-        let entry = IndexEntry::decode(key, rest).map_err(|refusal| refusal.found_at(self.at))?;
-        let end = usize::from(GROUP_END.read(&self.groups[index / GROUP_ENTRIES])) - entries.entries.len();
-        Ok((entry, end))
+        Ok((group.entry([group.prefix, suffix].concat(), rest)?, end - entries.bytes.len()))
     }
 
-    /// Whether every byte after the directory is an entry's, up to `used`, and zero from there on. Expects that every entry
-    /// was read, the last of each group up to `ends`, in order.
+    /// Where in the file the group lies that holds the entry at this index.
+    pub(super) fn group_of(&self, index: usize) -> Option<u64> {
+        Some(self.at + self.range_of(index / GROUP_ENTRIES)?.start as u64)
+    }
+
+    /// Whether every byte after the directory is an entry's, up to `used`, or zero. Expects that every entry was read, the
+    /// last of each group up to `ends`, in order.
     pub(super) fn is_filled(&self, ends: &[usize]) -> bool {
-        let right = ends.iter().zip(self.groups).all(|(end, group)| usize::from(GROUP_END.read(group)) == *end);
+        let zeros =
+            |range: Range<usize>| self.bytes.get(range).is_some_and(|zeros| zeros.iter().all(|byte| *byte == 0));
+        let mut before = usize::from(DIRECTORY_END.read(self.bytes));
+        let right = ends.iter().enumerate().all(|(group, end)| {
+            let lies_there = self.range_of(group).is_some_and(|range| range.end == *end && zeros(before..range.start));
+            before = *end;
+            lies_there
+        });
         let used = usize::from(USED.read(self.bytes));
         let separators_end = self.groups.last().map_or(0, |last| GROUP_SEPARATOR_END.read(last));
         right
             && ends.len() == self.groups.len()
             && ends.last() == Some(&used)
             && self.separators.len() == usize::from(separators_end)
-            && self.bytes.get(used..).is_some_and(|padding| padding.iter().all(|byte| *byte == 0))
-    }
-
-    /// The entry of a key that [`search`](Self::search) found.
-    #[inline]
-    pub(super) fn found(&self, key: &[u8], rest: &[u8]) -> Result<IndexEntry, FormatError> {
-        IndexEntry::decode(key.to_vec(), rest).map_err(|refusal| refusal.found_at(self.at))
-    }
-}
-
-impl<'b> Group<'b> {
-    /// The next entry: the suffix of its key, and what follows the key.
-    #[inline]
-    fn next(&mut self) -> Option<(&'b [u8], &'b [u8])> {
-        let suffix_len = usize::try_from(take_number(&mut self.entries)?).ok()?;
-        let rest_len = usize::try_from(take_number(&mut self.entries)?).ok()?;
-        let (suffix, rest) = self.entries.split_at_checked(suffix_len)?;
-        let (rest, entries) = rest.split_at_checked(rest_len)?;
-        self.entries = entries;
-        Some((suffix, rest))
+            && zeros(used..BLOCK_BYTES)
     }
 }

@@ -3,16 +3,16 @@
 //! # Invariants
 //! - The sink is given the bytes from offset 4096 on, in order, in pieces that are multiples of 4096 bytes. The header, which
 //!   goes to offset 0, is known last; a file without it is no run.
-//! - Memory: the filter (10 bits for each entry expected), the fence leaves (about 20 bytes a block, which is under a byte an
+//! - Memory: the table (9.85 bytes for each entry expected), the fence leaves (about 20 bytes a block, which is under a byte an
 //!   entry), and one piece. Nothing else grows.
 
 use super::block::{BLOCK_BYTES as RUN_BLOCK_BYTES, BlockBuilder};
 use super::entry::IndexEntry;
 use super::fences::{Fences, FencesBuilder};
-use super::filter::{FilterBuilder, LINE_BYTES, key_hash};
 use super::header::{RUN_HEADER_BYTES, RunHeader};
 use super::seal::Seal;
 use super::separator;
+use super::table::{LINE_BYTES, TableBuilder};
 use crate::error::{FormatError, require};
 use crate::ids::{RunId, Seq, StoreId};
 use crate::limits::{BLOCK_BYTES, FORMAT_VERSION};
@@ -78,7 +78,7 @@ pub struct RunBuilder<S> {
     rest: Vec<u8>,
     block: BlockBuilder,
     fences: FencesBuilder,
-    filter: FilterBuilder,
+    table: TableBuilder,
     entries: u64,
     min_seq: Seq,
     max_seq: Seq,
@@ -95,8 +95,9 @@ where
     S: FnMut(&[u8]) -> Result<(), E>,
     E: From<FormatError>,
 {
-    /// Begins a run. `entries_expected` sizes the filter, and nothing else: for a merge, the sum of what is merged. With more
-    /// entries the filter lets more absent keys through; with fewer it is larger than need be.
+    /// Begins a run. `entries_expected` sizes the table, and nothing else: for a merge, the sum of what is merged. It takes
+    /// 9.85 bytes of memory for each until the run is finished, and as many in the file. With more entries, lookups of those
+    /// that the table has no room for go by the fences and take longer; with fewer it is larger than need be.
     pub fn new(store: StoreId, run: RunId, entries_expected: u64, sink: S) -> Self {
         assert!(run.0 != 0, "runs are counted from 1");
         Self {
@@ -109,7 +110,7 @@ where
             rest: Vec::new(),
             block: BlockBuilder::default(),
             fences: FencesBuilder::default(),
-            filter: FilterBuilder::new(entries_expected),
+            table: TableBuilder::new(entries_expected),
             entries: 0,
             min_seq: Seq::ZERO,
             max_seq: Seq::ZERO,
@@ -130,7 +131,6 @@ where
             let fits = self.block.try_push(&entry.key, &self.rest);
             assert!(fits, "an empty block takes any entry");
         }
-        self.filter.insert(key_hash(&entry.key));
         self.min_seq = if self.entries == 0 { entry.seq } else { self.min_seq.min(entry.seq) };
         self.max_seq = self.max_seq.max(entry.seq);
         self.entries += 1;
@@ -145,9 +145,9 @@ where
         let blocks_bytes = self.cursor - RunHeader::BLOCKS_OFFSET;
         self.pad()?;
 
-        let filter_offset = self.cursor;
-        let filter_lines = self.filter.line_count();
-        let lines = std::mem::replace(&mut self.filter, FilterBuilder::new(0)).finish(self.seal, filter_offset);
+        let table_offset = self.cursor;
+        let table_lines = self.table.line_count();
+        let lines = std::mem::replace(&mut self.table, TableBuilder::new(0)).finish(self.seal, table_offset);
         for lines in lines.chunks(PIECE_BYTES / LINE_BYTES) {
             self.write(lines.as_flattened())?;
         }
@@ -172,8 +172,8 @@ where
             min_seq: self.min_seq,
             max_seq: self.max_seq,
             blocks_bytes,
-            filter_offset,
-            filter_lines,
+            table_offset,
+            table_lines,
             fences_offset,
             fences_bytes: bytes.len() as u64,
             root_bytes,
@@ -188,7 +188,7 @@ where
 
     fn close_block(&mut self, upper: Option<&[u8]>) -> Result<(), E> {
         let lower = self.block.lower().to_vec();
-        self.block.finish(upper, self.seal, self.cursor, &mut self.pending);
+        self.block.finish(upper, self.seal, self.cursor, &mut self.pending, &mut self.table);
         self.fences.push(&lower, self.cursor, RUN_BLOCK_BYTES);
         self.cursor += RUN_BLOCK_BYTES as u64;
         self.drain()

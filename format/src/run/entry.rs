@@ -1,7 +1,7 @@
 //! One entry of an index run: a key, and where its value lies, or that it has none.
 //!
 //! ```text
-//! entry     = [ suffix length, 2 ][ suffix ][ tag, 1 ][ value | tombstone ]
+//! entry     = … [ tag, 1 ][ value | tombstone ]       what precedes it is the group's: lengths, and the key
 //! value     = [ dtype, 1 ][ crc, 4 ][ seq ][ segment ][ frame offset ][ offset ][ dimensions, 1 ][ dimension ]…
 //! tombstone = [ seq ][ segment ][ frame offset ]
 //! ```
@@ -128,6 +128,16 @@ impl IndexEntry {
         Ok(entry)
     }
 
+    /// Whether a key has a value, by the bytes that [`encode_rest`](Self::encode_rest) wrote: without taking memory for them.
+    #[inline]
+    pub(super) fn kind_of(rest: &[u8]) -> Result<IndexKind, FormatError> {
+        match rest.first() {
+            Some(&TAG_DELETE) => Ok(IndexKind::Delete),
+            Some(tag) if tag & !TAG_ATTRIBUTES == TAG_PUT => Ok(IndexKind::Put),
+            _ => Err(FormatError::Invalid { what: "an entry that does not decode" }),
+        }
+    }
+
     fn parse(key: Vec<u8>, mut rest: &[u8]) -> Option<Self> {
         let rest = &mut rest;
         let tag = take::<1>(rest)?[0];
@@ -223,6 +233,7 @@ mod tests {
         for cut in 0..rest.len() {
             assert!(IndexEntry::decode(entry.key.clone(), &rest[..cut]).is_err(), "cut at {cut}");
         }
+        assert_eq!(IndexEntry::kind_of(&rest), Ok(entry.kind));
         IndexEntry::decode(entry.key.clone(), &rest).unwrap()
     }
 

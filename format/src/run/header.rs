@@ -5,7 +5,7 @@
 
 use super::block::BLOCK_BYTES as RUN_BLOCK_BYTES;
 use super::fences::{HEIGHT_MAX, NODE_ALIGN_BYTES, NODE_BYTES_MAX};
-use super::filter::LINE_BYTES;
+use super::table::LINE_BYTES;
 use crate::checksum::crc32;
 use crate::error::{FormatError, require};
 use crate::ids::{RunId, Seq, StoreId};
@@ -26,8 +26,8 @@ const ENTRIES: Field<8> = Field::at(40);
 const MIN_SEQ: Field<8> = Field::at(48);
 const MAX_SEQ: Field<8> = Field::at(56);
 const BLOCKS_BYTES: Field<8> = Field::at(64);
-const FILTER_OFFSET: Field<8> = Field::at(72);
-const FILTER_LINES: Field<8> = Field::at(80);
+const TABLE_OFFSET: Field<8> = Field::at(72);
+const TABLE_LINES: Field<8> = Field::at(80);
 const FENCES_OFFSET: Field<8> = Field::at(88);
 const FENCES_BYTES: Field<8> = Field::at(96);
 const ROOT_BYTES: Field<8> = Field::at(104);
@@ -46,8 +46,8 @@ const _: () = assert!(tiles(
         MIN_SEQ.span(),
         MAX_SEQ.span(),
         BLOCKS_BYTES.span(),
-        FILTER_OFFSET.span(),
-        FILTER_LINES.span(),
+        TABLE_OFFSET.span(),
+        TABLE_LINES.span(),
         FENCES_OFFSET.span(),
         FENCES_BYTES.span(),
         ROOT_BYTES.span(),
@@ -76,10 +76,10 @@ pub struct RunHeader {
     pub max_seq: Seq,
     /// The bytes of all data blocks, which follow the header.
     pub blocks_bytes: u64,
-    /// Where the filter begins.
-    pub filter_offset: u64,
-    /// The lines of the filter.
-    pub filter_lines: u64,
+    /// Where the table begins.
+    pub table_offset: u64,
+    /// The lines of the table.
+    pub table_lines: u64,
     /// Where the fence nodes begin.
     pub fences_offset: u64,
     /// The bytes of all fence nodes.
@@ -118,8 +118,8 @@ impl RunHeader {
         MIN_SEQ.write(&mut bytes, self.min_seq.0);
         MAX_SEQ.write(&mut bytes, self.max_seq.0);
         BLOCKS_BYTES.write(&mut bytes, self.blocks_bytes);
-        FILTER_OFFSET.write(&mut bytes, self.filter_offset);
-        FILTER_LINES.write(&mut bytes, self.filter_lines);
+        TABLE_OFFSET.write(&mut bytes, self.table_offset);
+        TABLE_LINES.write(&mut bytes, self.table_lines);
         FENCES_OFFSET.write(&mut bytes, self.fences_offset);
         FENCES_BYTES.write(&mut bytes, self.fences_bytes);
         ROOT_BYTES.write(&mut bytes, self.root_bytes);
@@ -148,8 +148,8 @@ impl RunHeader {
             min_seq: Seq(MIN_SEQ.read(bytes)),
             max_seq: Seq(MAX_SEQ.read(bytes)),
             blocks_bytes: BLOCKS_BYTES.read(bytes),
-            filter_offset: FILTER_OFFSET.read(bytes),
-            filter_lines: FILTER_LINES.read(bytes),
+            table_offset: TABLE_OFFSET.read(bytes),
+            table_lines: TABLE_LINES.read(bytes),
             fences_offset: FENCES_OFFSET.read(bytes),
             fences_bytes: FENCES_BYTES.read(bytes),
             root_bytes: ROOT_BYTES.read(bytes),
@@ -174,18 +174,18 @@ impl RunHeader {
         require(self.run.0 != 0, "an index run with the number 0")?;
         // Sections follow one another, each padded to whole blocks; so none can reach outside the file or into another.
         let small = |value| value <= SEGMENT_BYTES_MAX;
-        let possible = small(self.blocks_bytes) && small(self.filter_lines) && small(self.fences_bytes);
+        let possible = small(self.blocks_bytes) && small(self.table_lines) && small(self.fences_bytes);
         require(possible, "an index run of impossible size")?;
-        let filter_offset = self.blocks_end().next_multiple_of(BLOCK_BYTES);
-        require(self.filter_offset == filter_offset, "an index run whose filter is elsewhere")?;
+        let table_offset = self.blocks_end().next_multiple_of(BLOCK_BYTES);
+        require(self.table_offset == table_offset, "an index run whose table is elsewhere")?;
         let fences_offset =
-            self.filter_lines.checked_mul(LINE_BYTES as u64).and_then(|bytes| filter_offset.checked_add(bytes));
+            self.table_lines.checked_mul(LINE_BYTES as u64).and_then(|bytes| table_offset.checked_add(bytes));
         let fences_offset = fences_offset.and_then(|end| end.checked_next_multiple_of(BLOCK_BYTES));
         require(Some(self.fences_offset) == fences_offset, "an index run whose fences are elsewhere")?;
         let file_bytes = self.fences_offset.checked_add(self.fences_bytes);
         let file_bytes = file_bytes.and_then(|end| end.checked_next_multiple_of(BLOCK_BYTES));
         require(Some(self.file_bytes) == file_bytes, "an index run of another length than its sections")?;
-        require(self.filter_lines > 0, "an index run without a filter")?;
+        require(self.table_lines > 0, "an index run without a table")?;
 
         let aligned =
             self.fences_bytes.is_multiple_of(NODE_ALIGN_BYTES) && self.root_bytes.is_multiple_of(NODE_ALIGN_BYTES);

@@ -1,37 +1,41 @@
 //! The index run: an immutable sorted list of keys and where their values lie, in one file.
 //!
 //! ```text
-//! run = [ header, 4096 ][ data blocks ][ filter lines ][ fence nodes, leaves first, root last ]
+//! run = [ header, 4096 ][ data blocks ][ table lines ][ fence nodes, leaves first, root last ]
 //! ```
-//! Each section begins on a multiple of 4096 and is followed by zeros up to the next. A lookup probes one filter line,
-//! walks from the root node to a data block, and searches that block; nothing is read at opening but the header.
+//! Each section begins on a multiple of 4096 and is followed by zeros up to the next. A lookup of one key reads a line of
+//! the table and the group of entries that it leads to, so it waits for memory twice. An iteration walks from the root node
+//! to its first data block, and so does the rare lookup of which the table knows nothing. Nothing is read at opening but the
+//! header.
 //!
 //! # Invariants
 //! - Data blocks hold the truth, and each says which range of keys is its own, under its checksum. Fences only lead to a
 //!   block: a damaged fence can lead to a wrong one, which the block's range betrays. It can never hide or change a key.
-//! - The filter may say "absent" only after the checksum of the line that says so was verified.
+//! - The table only leads to a group, which has the keys under its own checksum. It may say "absent" only after the
+//!   checksums of the lines that say so were verified.
 //! - Checksums are bound to the run and to the place in it: what was right elsewhere, or once, is not right here.
 //! - The ranges of the blocks tile the space of all keys, in order: an iteration that skips a block is found out.
-//! - A builder streams: what it holds does not grow with keys, but for the filter (10 bits a key) and the fences (about
-//!   20 bytes a block and the bytes by which neighbouring blocks differ).
+//! - A builder streams: what it holds does not grow with keys, but for the table (9.85 bytes a key expected) and the fences
+//!   (about 20 bytes a block and the bytes by which neighbouring blocks differ).
 
 mod block;
 mod builder;
 mod entry;
 mod fences;
-mod filter;
+mod group;
 mod header;
 mod reader;
 mod seal;
+mod table;
 mod verify;
 
 use std::borrow::Cow;
 
 pub use builder::{FinishedRun, RunBuilder};
 pub use entry::{IndexEntry, IndexKind};
-pub use filter::key_hash;
 pub use header::{RUN_HEADER_BYTES, RunHeader};
 pub use reader::{RunRange, RunReader, RunView};
+pub use table::{HashedKey, key_hash};
 
 use crate::error::FormatError;
 
@@ -45,6 +49,10 @@ pub trait RunBytes {
 
     /// Exactly `len` bytes from `offset` on. Memory lends them, at no cost; a file copies them.
     fn read(&self, offset: u64, len: usize) -> Result<Cow<'_, [u8]>, Self::Error>;
+
+    /// Has the processor fetch the byte at `offset`, if it lies in memory that can be lent. Does nothing otherwise.
+    #[inline]
+    fn fetch(&self, _offset: u64) {}
 }
 
 impl RunBytes for [u8] {
@@ -59,6 +67,12 @@ impl RunBytes for [u8] {
         let bytes = usize::try_from(offset).ok().and_then(|start| self.get(start..start.checked_add(len)?));
         bytes.map(Cow::Borrowed).ok_or(FormatError::Damaged { what: "an index run that is cut short", offset })
     }
+
+    #[inline]
+    fn fetch(&self, offset: u64) {
+        // A load that nothing waits for: the processor goes on while it is under way.
+        let _ = std::hint::black_box(usize::try_from(offset).ok().and_then(|at| self.get(at).copied()));
+    }
 }
 
 impl<B: RunBytes + ?Sized> RunBytes for &B {
@@ -71,6 +85,11 @@ impl<B: RunBytes + ?Sized> RunBytes for &B {
     #[inline]
     fn read(&self, offset: u64, len: usize) -> Result<Cow<'_, [u8]>, B::Error> {
         (**self).read(offset, len)
+    }
+
+    #[inline]
+    fn fetch(&self, offset: u64) {
+        (**self).fetch(offset);
     }
 }
 

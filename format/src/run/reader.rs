@@ -1,17 +1,18 @@
 //! Reads an index run: one key, or all keys from one on.
 //!
-//! Opening reads the header and nothing else. A lookup reads a filter line, a node of each level and a block, and takes
-//! memory only for the entry that it found.
+//! Opening reads the header and nothing else. A lookup reads a line of the table, seldom two, and a group of entries; it
+//! takes memory only for the entry that it found. Where the table knows nothing it reads a node of each level and a block.
 
 use std::borrow::Cow;
 use std::ops::Bound;
 
 use super::block::{BLOCK_BYTES, Block, Edge};
-use super::entry::IndexEntry;
+use super::entry::{IndexEntry, IndexKind};
 use super::fences::{Child, NODE_BYTES_MAX, Node};
-use super::filter::{LINE_BYTES, key_hash, line_of, may_contain};
+use super::group::{GROUP_HEAD_BYTES, Group};
 use super::header::{RUN_HEADER_BYTES, RunHeader};
 use super::seal::Seal;
+use super::table::{HashedKey, LINE_BYTES, Line, PROBE_LINES, line_of};
 use super::{RunBytes, damaged};
 use crate::error::FormatError;
 use crate::ids::Seq;
@@ -80,48 +81,119 @@ impl<B: RunBytes> RunReader<B> {
         &self.bytes
     }
 
-    /// What the run knows of a key: its entry, which may be a tombstone, or nothing. Quick to say that a key is absent: it
-    /// asks the filter first.
+    /// What the run knows of a key: its entry, which may be a tombstone, or nothing.
     #[inline]
     pub fn get(&self, key: &[u8]) -> Result<Option<IndexEntry>, B::Error> {
-        if self.may_contain(key)? {
-            let (place, bytes) = self.block_bytes(key)?;
-            self.find(key, place, &bytes)
-        } else {
-            Ok(None)
-        }
+        self.get_hashed(&HashedKey::new(key))
     }
 
-    /// The same answer as [`get`](Self::get), quicker for a key that is there and slower for one that is not: for the run
-    /// that holds most keys. It goes to the block at once, so that the processor waits for the filter's memory and for the
-    /// block's at the same time.
+    /// [`get`](Self::get), for a key whose hash was taken.
     #[inline]
-    pub fn get_likely(&self, key: &[u8]) -> Result<Option<IndexEntry>, B::Error> {
+    pub fn get_hashed(&self, key: &HashedKey<'_>) -> Result<Option<IndexEntry>, B::Error> {
+        self.find(key, |rest| IndexEntry::decode(key.bytes().to_vec(), rest))
+    }
+
+    /// Whether the run knows of a value under a key, or of a delete, or nothing: without taking memory for the entry.
+    #[inline]
+    pub fn kind(&self, key: &HashedKey<'_>) -> Result<Option<IndexKind>, B::Error> {
+        self.find(key, IndexEntry::kind_of)
+    }
+
+    /// Has the processor fetch what a lookup of this key begins with. For the runs of a store before they are asked one
+    /// after another: so it waits for the memory of all of them at the same time.
+    #[inline]
+    pub fn fetch(&self, key: &HashedKey<'_>) {
+        self.bytes.fetch(self.line_at(key.hash(), 0));
+    }
+
+    /// Where the line lies that is looked at after so many others.
+    #[inline]
+    fn line_at(&self, hash: u64, probe: u64) -> u64 {
+        self.header.table_offset + line_of(hash, self.header.table_lines, probe) * LINE_BYTES as u64
+    }
+
+    /// What `take` makes of what follows a key, if the run knows it.
+    #[inline]
+    fn find<T>(
+        &self,
+        key: &HashedKey<'_>,
+        take: impl Fn(&[u8]) -> Result<T, FormatError>,
+    ) -> Result<Option<T>, B::Error> {
         if self.header.entries == 0 {
             return Ok(None);
         }
-        let (place, bytes) = self.block_bytes(key)?;
-        if self.may_contain(key)? { self.find(key, place, &bytes) } else { Ok(None) }
+        for probe in 0..PROBE_LINES {
+            let at = self.line_at(key.hash(), probe);
+            let bytes = self.read(at, LINE_BYTES)?;
+            let line = Line::new(&bytes, at)?;
+            for group_at in line.groups(key.hash()) {
+                match self.find_in_group(key.bytes(), group_at, &take) {
+                    Ok(None) => {}
+                    Ok(found) => return Ok(found),
+                    Err(error) => {
+                        // If the line led astray, it is the line that is damaged.
+                        line.judge(self.seal)?;
+                        return Err(error);
+                    }
+                }
+            }
+            line.judge(self.seal)?;
+            if !line.is_passed(key.hash()) {
+                return Ok(None);
+            }
+        }
+        self.find_by_fences(key.bytes(), take)
     }
 
     #[inline]
-    fn find(&self, key: &[u8], place: Child, bytes: &[u8]) -> Result<Option<IndexEntry>, B::Error> {
-        let block = judged(Block::decode(bytes, self.seal, place.at)?, place, key)?;
+    fn find_in_group<T>(
+        &self,
+        key: &[u8],
+        at: u64,
+        take: impl Fn(&[u8]) -> Result<T, FormatError>,
+    ) -> Result<Option<T>, B::Error> {
+        // Groups lie in a block, whole; where one ends it says itself.
+        let len = BLOCK_BYTES - (at % BLOCK_BYTES as u64) as usize;
+        if at < RunHeader::BLOCKS_OFFSET || at >= self.header.blocks_end() || len < GROUP_HEAD_BYTES {
+            return Err(damaged("a line of the index table that leads where nothing lies", at).into());
+        }
+        let bytes = self.read(at, len)?;
+        match Group::decode(&bytes, self.seal, at)?.find(key)? {
+            Some(rest) => Ok(Some(take(rest).map_err(|refusal| refusal.found_at(at))?)),
+            None => Ok(None),
+        }
+    }
+
+    /// For a key of which the table knows nothing.
+    #[cold]
+    fn find_by_fences<T>(
+        &self,
+        key: &[u8],
+        take: impl Fn(&[u8]) -> Result<T, FormatError>,
+    ) -> Result<Option<T>, B::Error> {
+        let (place, bytes) = self.block_bytes(key)?;
+        let block = judged(Block::decode(&bytes, self.seal, place.at)?, place, key)?;
         match block.search(key)? {
-            (_, Some(rest)) => Ok(Some(block.found(key, rest)?)),
+            (_, Some(rest)) => Ok(Some(take(rest).map_err(|refusal| refusal.found_at(place.at))?)),
             (_, None) => Ok(None),
         }
     }
 
-    /// Whether the run may know a key. `false` is certain, `true` errs for about one absent key in a hundred.
-    #[inline]
-    pub fn may_contain(&self, key: &[u8]) -> Result<bool, B::Error> {
-        if self.header.entries == 0 {
-            return Ok(false);
+    /// Whether the table leads a key with this hash to the group that lies at `group_at`, or leaves it to the fences; none,
+    /// if a lookup would not come there.
+    pub(super) fn table_leads_to(&self, hash: u64, group_at: u64) -> Result<Option<bool>, B::Error> {
+        for probe in 0..PROBE_LINES {
+            let at = self.line_at(hash, probe);
+            let bytes = self.read(at, LINE_BYTES)?;
+            let line = Line::new(&bytes, at)?;
+            if line.groups(hash).any(|group| group == group_at) {
+                return Ok(Some(true));
+            }
+            if !line.is_passed(hash) {
+                return Ok(None);
+            }
         }
-        let hash = key_hash(key);
-        let at = self.header.filter_offset + line_of(hash, self.header.filter_lines) * LINE_BYTES as u64;
-        Ok(may_contain(&self.read(at, LINE_BYTES)?, self.seal, at, hash)?)
+        Ok(Some(false))
     }
 
     /// The entries from a key on, in order of their keys. Reads nothing before the first is asked for; ends after an error.
@@ -251,7 +323,7 @@ impl<B: RunBytes> RunRange<'_, B> {
         let lost = || damaged("an index block that was verified and changed", block_at);
         let start = usize::try_from(block_at - self.window_at).map_err(|_| lost())?;
         let bytes = self.window.get(start..start + BLOCK_BYTES);
-        let block = bytes.and_then(|bytes| Block::again(bytes, block_at)).ok_or_else(lost)?;
+        let block = bytes.and_then(|bytes| Block::again(bytes, self.reader.seal, block_at)).ok_or_else(lost)?;
         if index < block.count {
             let (entry, begin) = block.entry(index, begin)?;
             self.state = State::Inside { block_at, index: index + 1, begin };

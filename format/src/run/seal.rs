@@ -1,7 +1,7 @@
 //! The checksum of a run's parts, bound to the run and to the part's place in it.
 //!
 //! A disk that lost a write, or wrote it elsewhere, shows bytes that are whole and were right once: a block of a deleted run
-//! whose place the file took over, a filter line of another part of the file. So the checksum of a part begins with whose it
+//! whose place the file took over, a line of the table of another part of the file. So the checksum of a part begins with whose it
 //! is and where it lies, as a frame's does in a segment.
 
 use crate::checksum::{crc32, crc32_after};

@@ -1,18 +1,19 @@
 //! Verifies a whole run: every bit of the file that has a meaning, and that the rest is zero.
 //!
 //! A lookup proves only what it touches. This proves that every lookup would be right: the blocks tile their section and the
-//! space of keys, the entries rise, the fences are exactly what the blocks say, the filter knows every key.
+//! space of keys, the entries rise, the fences are exactly what the blocks say, the table knows every key, and no more.
 
-use super::block::{Block, Edge, GROUP_ENTRIES};
+use super::block::{Block, Edge};
 use super::fences::{Child, Node};
-use super::filter::{LINE_BYTES, judge_line};
+use super::group::GROUP_ENTRIES;
 use super::header::{RUN_HEADER_BYTES, RunHeader};
 use super::reader::RunReader;
+use super::table::{LINE_BYTES, Line, key_hash};
 use super::{RunBytes, damaged};
 use crate::ids::Seq;
 use crate::limits::BLOCK_BYTES;
 
-/// How much of the filter and of padding is read at a time.
+/// How much of the table and of padding is read at a time.
 const PIECE_BYTES: u64 = 256 << 10;
 
 impl<B: RunBytes> RunReader<B> {
@@ -24,9 +25,9 @@ impl<B: RunBytes> RunReader<B> {
         if RunHeader::decode(&self.read(0, RUN_HEADER_BYTES)?)? != header {
             return Err(damaged("a header that changed since the run was opened", 0).into());
         }
-        let lines_end = header.filter_offset + header.filter_lines * LINE_BYTES as u64;
-        self.verify_zeros(header.blocks_end(), header.filter_offset)?;
-        self.verify_lines(header.filter_offset, lines_end)?;
+        let lines_end = header.table_offset + header.table_lines * LINE_BYTES as u64;
+        self.verify_zeros(header.blocks_end(), header.table_offset)?;
+        let slots_used = self.verify_lines(header.table_offset, lines_end)?;
         self.verify_zeros(lines_end, header.fences_offset)?;
         self.verify_zeros(header.fences_end(), header.file_bytes)?;
         if header.entries == 0 {
@@ -39,10 +40,14 @@ impl<B: RunBytes> RunReader<B> {
             upper: Some(Vec::new()),
             last_key: Vec::new(),
             entries: 0,
+            entries_in_table: 0,
             seqs: None,
         };
         walk.node(self.root(), header.height - 1, &[])?;
         let counted = (walk.entries, walk.seqs) == (header.entries, Some((header.min_seq, header.max_seq)));
+        if walk.entries_in_table != slots_used {
+            return Err(damaged("an index table with slots of no entry", header.table_offset).into());
+        }
         let whole = walk.upper.is_none() && walk.next_block == header.blocks_end();
         if !counted || !whole {
             return Err(damaged("an index run whose blocks are not what its header says", 0).into());
@@ -62,13 +67,22 @@ impl<B: RunBytes> RunReader<B> {
         }
     }
 
-    fn verify_lines(&self, start: u64, end: u64) -> Result<(), B::Error> {
+    /// How many slots of the table are in use.
+    fn verify_lines(&self, start: u64, end: u64) -> Result<u64, B::Error> {
+        let mut used = 0;
         for_pieces(start, end, |at, len| {
-            for (index, line) in self.read(at, len)?.as_chunks::<LINE_BYTES>().0.iter().enumerate() {
-                judge_line(line, self.seal(), at + (index * LINE_BYTES) as u64)?;
+            for (index, line) in self.read(at, len)?.chunks(LINE_BYTES).enumerate() {
+                let at = at + (index * LINE_BYTES) as u64;
+                let line = Line::new(line, at)?;
+                line.judge(self.seal())?;
+                if !line.is_clean() {
+                    return Err(damaged("a line of the index table with bytes of no meaning", at).into());
+                }
+                used += line.used() as u64;
             }
-            Ok(())
-        })
+            Ok::<_, B::Error>(())
+        })?;
+        Ok(used)
     }
 
     fn verify_zeros(&self, start: u64, end: u64) -> Result<(), B::Error> {
@@ -103,6 +117,8 @@ struct Walk<'r, B> {
     upper: Option<Vec<u8>>,
     last_key: Vec<u8>,
     entries: u64,
+    /// Those that are in a slot; the others are found by the fences alone.
+    entries_in_table: u64,
     seqs: Option<(Seq, Seq)>,
 }
 
@@ -147,9 +163,12 @@ impl<B: RunBytes> Walk<'_, B> {
                 return Err(damaged("an index block whose keys are out of order", at).into());
             }
             let (found, rest) = block.search(&entry.key)?;
-            if (found, rest.is_some()) != (index, true) || !self.reader.may_contain(&entry.key)? {
+            let group_at = block.group_of(index).ok_or_else(|| damaged("an index block that does not decode", at))?;
+            let in_table = self.reader.table_leads_to(key_hash(&entry.key), group_at)?;
+            if (found, rest.is_some()) != (index, true) || in_table.is_none() {
                 return Err(damaged("an index entry that a lookup would miss", at).into());
             }
+            self.entries_in_table += u64::from(in_table == Some(true));
             let (min, max) = self.seqs.unwrap_or((entry.seq, entry.seq));
             self.seqs = Some((min.min(entry.seq), max.max(entry.seq)));
             self.last_key = entry.key;

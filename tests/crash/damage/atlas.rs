@@ -25,7 +25,7 @@ pub(crate) enum Region {
     Ahead,
     RunHeader,
     RunBlocks,
-    RunFilter,
+    RunTable,
     RunFences,
     RunPadding,
 }
@@ -43,7 +43,7 @@ impl fmt::Display for Region {
             Self::Ahead => "segment, space taken ahead",
             Self::RunHeader => "index run, header",
             Self::RunBlocks => "index run, blocks",
-            Self::RunFilter => "index run, filter",
+            Self::RunTable => "index run, table",
             Self::RunFences => "index run, fences",
             Self::RunPadding => "index run, padding",
         })
@@ -136,8 +136,8 @@ fn run(path: &Path, bytes: &[u8], spans: &mut Vec<Span>) {
     let ends = [
         (4096, Region::RunHeader),
         (4096 + header.blocks_bytes, Region::RunBlocks),
-        (header.filter_offset, Region::RunPadding),
-        (header.filter_offset + header.filter_lines * 64, Region::RunFilter),
+        (header.table_offset, Region::RunPadding),
+        (header.table_offset + header.table_lines * 64, Region::RunTable),
         (header.fences_offset, Region::RunPadding),
         (header.fences_offset + header.fences_bytes, Region::RunFences),
         (header.file_bytes, Region::RunPadding),
