@@ -119,6 +119,15 @@ pub enum Error {
         available: u64,
     },
 
+    /// A buffer is shorter than what was to be read into it.
+    #[error("the values take {needed} bytes of memory, and the buffer has {available}; make it that long")]
+    ArenaTooSmall {
+        /// The bytes that the values take, with what lies between them.
+        needed: u64,
+        /// The buffer's length.
+        available: u64,
+    },
+
     /// A range reaches past the end of a value.
     #[error("range {start}..{end} of {key}, whose value has {len_bytes} bytes")]
     RangeOutOfBounds {

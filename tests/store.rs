@@ -60,6 +60,37 @@ fn what_is_put_is_got_before_and_after_reopening() {
 }
 
 #[test]
+fn values_are_read_into_memory_that_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::create(folder.path().join("s")).unwrap();
+    let values: Vec<Vec<u8>> = [5000, 0, 10, 700_000, 3 << 20].iter().map(|&len| bytes(len as u64, len)).collect();
+    let mut batch = store.batch();
+    values.iter().enumerate().for_each(|(n, value)| batch.put(format!("{n}"), value).unwrap());
+    batch.commit().unwrap();
+    let mut devices = vec![Device::host()];
+    devices.extend(Device::cuda(0).ok());
+    for device in devices {
+        let picks = [4, 0, 0, 1, 3, 2];
+        let keys = || picks.iter().map(|n| format!("{n}"));
+        let mut arena = device.allocate(100).unwrap();
+        let Err(Error::ArenaTooSmall { needed, available: 100 }) = store.get_many_into(keys(), &mut arena) else {
+            panic!("{device}: too small an arena")
+        };
+        for room in [needed, needed + 12_345] {
+            let mut arena = device.allocate(room).unwrap();
+            let places = store.get_many_into(keys(), &mut arena).unwrap();
+            for (&pick, place) in picks.iter().zip(places) {
+                let mut found = vec![0; values[pick].len()];
+                assert_eq!(place.end - place.start, found.len() as u64);
+                arena.copy_to_host(place.start, &mut found).unwrap();
+                assert!(found == values[pick], "{device}: value {pick}");
+            }
+        }
+        assert!(matches!(store.get_many_into(["absent"], &mut arena), Err(Error::NotFound(_))));
+    }
+}
+
+#[test]
 fn get_many_returns_views_of_one_arena_in_the_order_of_the_keys() {
     let folder = folder();
     let store = Store::create(folder.path().join("s")).unwrap();

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
-use crate::device::Device;
+use crate::device::{Device, DeviceBuffer};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::store::batch::Batch;
@@ -188,6 +188,23 @@ impl Store {
     /// As [`get`](Store::get), naming the key.
     pub fn get_many<K: AsRef<[u8]>>(&self, keys: impl IntoIterator<Item = K>, device: &Device) -> Result<Vec<Tensor>> {
         self.snapshot().get_many(keys, device)
+    }
+
+    /// As [`get_many`](Store::get_many), into memory that is there: for who loads again and again, since taking gigabytes of
+    /// a GPU's memory takes longer than the bus needs for some of them. Answers where each value lies, in the order of the
+    /// keys. On an error the arena's contents are unspecified.
+    ///
+    /// The same keys in the same store take the same places, unless a value was put again or compaction moved it.
+    ///
+    /// # Errors
+    /// As [`get`](Store::get); [`Error::ArenaTooSmall`] with the bytes that are needed: those of the values, and up to a block
+    /// (4 KiB) between two that are neighbours on the disk. Nothing was read then.
+    pub fn get_many_into<K: AsRef<[u8]>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+        arena: &mut DeviceBuffer,
+    ) -> Result<Vec<Range<u64>>> {
+        self.snapshot().get_many_into(keys, arena)
     }
 
     /// Writes a value's bytes to `out` in order, each chunk of 1 MiB verified before it is handed on. Takes a few MiB of

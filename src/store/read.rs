@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use alight_format::{Entry, EntryKind, IndexEntry, SegmentId, crc32, limits};
 
-use crate::device::Device;
+use crate::device::{Device, DeviceBuffer};
 use crate::error::{Damage, DisplayKey, Error, Result};
 use crate::index::Version;
 use crate::io::{Extent, ReadPlan, SegmentFile, execute, read_chunks};
@@ -36,24 +36,52 @@ impl Core {
         version.get(key)?.ok_or_else(|| Error::NotFound(DisplayKey::from(key)))
     }
 
-    /// Reads the values of `entries` into one arena on `device`.
+    /// Reads the values of `entries` into one new arena on `device`.
     pub(crate) fn read_many(&self, entries: &[Arc<IndexEntry>], device: &Device) -> Result<Vec<Tensor>> {
         let extents: Vec<Extent> = entries.iter().map(|entry| extent_of(entry)).collect();
         let plan = ReadPlan::new(&extents, device.is_host());
         let mut arena = device.allocate_to_be_filled(plan.arena_bytes)?;
-        let outcome = execute(&plan, &extents, &|id| self.segment_file(id), &mut arena, &self.windows, &self.counters)?;
-        if let Some(&first) = outcome.damaged.first() {
-            Counters::add(&self.counters.checksum_failures, outcome.damaged.len() as u64);
-            return Err(self.damaged_value(&entries[first]));
-        }
-        Counters::add(&self.counters.gets, entries.len() as u64);
-        Counters::add(&self.counters.bytes_got, extents.iter().map(|extent| extent.length).sum());
+        self.read_planned(entries, &extents, &plan, &mut arena)?;
         let arena = Arc::new(arena);
         entries
             .iter()
             .zip(&plan.arena_offsets)
             .map(|(entry, &offset)| Tensor::from_arena(entry.dtype, &entry.shape, &arena, offset, entry.length))
             .collect()
+    }
+
+    /// Reads the values of `entries` into memory that is there; answers where each lies.
+    pub(crate) fn read_many_into(
+        &self,
+        entries: &[Arc<IndexEntry>],
+        arena: &mut DeviceBuffer,
+    ) -> Result<Vec<Range<u64>>> {
+        let extents: Vec<Extent> = entries.iter().map(|entry| extent_of(entry)).collect();
+        let plan = ReadPlan::new(&extents, arena.device().is_host());
+        let (needed, available) = (plan.arena_bytes, arena.len_bytes());
+        if needed > available {
+            return Err(Error::ArenaTooSmall { needed, available });
+        }
+        self.read_planned(entries, &extents, &plan, arena)?;
+        let place = |(extent, &offset): (&Extent, &u64)| offset..offset + extent.length;
+        Ok(extents.iter().zip(&plan.arena_offsets).map(place).collect())
+    }
+
+    fn read_planned(
+        &self,
+        entries: &[Arc<IndexEntry>],
+        extents: &[Extent],
+        plan: &ReadPlan,
+        arena: &mut DeviceBuffer,
+    ) -> Result<()> {
+        let outcome = execute(plan, extents, &|id| self.segment_file(id), arena, &self.windows, &self.counters)?;
+        if let Some(&first) = outcome.damaged.first() {
+            Counters::add(&self.counters.checksum_failures, outcome.damaged.len() as u64);
+            return Err(self.damaged_value(&entries[first]));
+        }
+        Counters::add(&self.counters.gets, entries.len() as u64);
+        Counters::add(&self.counters.bytes_got, extents.iter().map(|extent| extent.length).sum());
+        Ok(())
     }
 
     /// Reads a value into host memory that is long enough.

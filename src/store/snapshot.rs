@@ -5,7 +5,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::device::Device;
+use crate::device::{Device, DeviceBuffer};
 use crate::error::{DisplayKey, Error, Result};
 use crate::index::Version;
 use crate::store::Store;
@@ -55,6 +55,21 @@ impl Snapshot {
         let entries =
             keys.into_iter().map(|key| core.entry(&self.version, key.as_ref())).collect::<Result<Vec<_>>>()?;
         core.read_many(&entries, device)
+    }
+
+    /// As [`Store::get_many_into`].
+    ///
+    /// # Errors
+    /// As [`Store::get_many_into`].
+    pub fn get_many_into<K: AsRef<[u8]>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+        arena: &mut DeviceBuffer,
+    ) -> Result<Vec<Range<u64>>> {
+        let core = self.store.core()?;
+        let entries =
+            keys.into_iter().map(|key| core.entry(&self.version, key.as_ref())).collect::<Result<Vec<_>>>()?;
+        core.read_many_into(&entries, arena)
     }
 
     /// As [`Store::get_into`].

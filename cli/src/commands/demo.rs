@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use alight::{Device, Dtype, Store, Tensor, TensorInfo, TensorRef};
+use alight::{Device, Dtype, Snapshot, Store, Tensor, TensorInfo, TensorRef};
 use clap::Args;
 use serde::Serialize;
 
@@ -167,7 +167,9 @@ fn get_and_compare(
     let open = began.elapsed();
     let mut compared = Duration::ZERO;
     let mut got = 0u64;
-    let pass = load(&store, b"", device, window_bytes, |window, tensors| {
+    let get =
+        |snapshot: &Snapshot, window: &[TensorInfo]| snapshot.get_many(window.iter().map(|info| &info.key), device);
+    let pass = load(&store, b"", window_bytes, get, |window, tensors| {
         interrupt::check()?;
         let began = Instant::now();
         for (info, tensor) in window.iter().zip(tensors) {

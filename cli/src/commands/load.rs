@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use alight::{Device, Metrics, Store};
+use alight::{Metrics, Snapshot, Store, TensorInfo};
 use clap::Args;
 use serde::Serialize;
 
@@ -133,12 +133,12 @@ pub(crate) struct Pass {
 }
 
 /// Gets everything under a prefix, window by window, and hands each window on; only the getting is timed.
-pub(crate) fn load(
+pub(crate) fn load<T>(
     store: &Store,
     prefix: &[u8],
-    device: &Device,
     window_bytes: u64,
-    mut hand_on: impl FnMut(&[alight::TensorInfo], Vec<alight::Tensor>) -> Result<(), Failure>,
+    mut get: impl FnMut(&Snapshot, &[TensorInfo]) -> alight::Result<T>,
+    mut hand_on: impl FnMut(&[TensorInfo], T) -> Result<(), Failure>,
 ) -> Result<Pass, Failure> {
     let snapshot = store.snapshot();
     let before = store.metrics();
@@ -146,10 +146,10 @@ pub(crate) fn load(
     for window in cut(snapshot.scan(prefix), window_bytes) {
         let window = window?;
         let began = Instant::now();
-        let tensors = snapshot.get_many(window.iter().map(|info| &info.key), device)?;
+        let got = get(&snapshot, &window)?;
         pass.time += began.elapsed();
         pass.windows += 1;
-        hand_on(&window, tensors)?;
+        hand_on(&window, got)?;
     }
     pass.route = Route::between(&before, &store.metrics());
     Ok(pass)
@@ -169,9 +169,22 @@ pub(crate) fn run(args: LoadArgs, output: &Output) -> Result<(), Failure> {
     let window_bytes = window_bytes(&device, args.window_bytes)?;
     let progress = Progress::bytes(output, "loading", all.bytes * u64::from(args.repeat));
     let mut runs = Vec::new();
+    // Taken once, for the longest window: what a program does that loads again and again.
+    let mut arena = device.allocate(0)?;
+    let mut into_arena = |snapshot: &Snapshot, window: &[TensorInfo]| {
+        let keys = || window.iter().map(|info| &info.key);
+        match snapshot.get_many_into(keys(), &mut arena) {
+            Err(alight::Error::ArenaTooSmall { needed, .. }) => {
+                // The old one first: there may not be room for both.
+                arena = device.allocate(0)?;
+                arena = device.allocate(needed)?;
+                snapshot.get_many_into(keys(), &mut arena)
+            }
+            answer => answer,
+        }
+    };
     for _ in 0..args.repeat {
-        let pass = load(&store, &prefix, &device, window_bytes, |window, tensors| {
-            drop(tensors);
+        let pass = load(&store, &prefix, window_bytes, &mut into_arena, |window, _| {
             progress.add(window.iter().map(|info| info.len_bytes).sum());
             Ok(())
         })?;
