@@ -6,6 +6,9 @@
 #                                 a checkpoint of GIB gibibytes (4.25) through the store and the GPU and compares it
 #                                 with what torch loads, measures, and prints a short table last
 #
+#   scripts/gpu.sh peers [GIB]    there: loads GIB gibibytes (6) with alight and with the published loaders that python3 can
+#                                 import, by turns
+#
 # `run` needs python3 with torch and safetensors. It works in $TMPDIR, and takes about five times GIB there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -106,5 +109,11 @@ run() {
 case ${1:-} in
   build) build ;;
   run) shift && run "$@" ;;
-  *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  peers)
+    folder=$(mktemp -d)
+    # shellcheck disable=SC2064 # the folder is known now
+    trap "rm -rf '$folder'" EXIT
+    python3 scripts/gpu_peers.py "$PWD/.gpu/bin/alight" "$folder" "${2:-6}" 3
+    ;;
+  *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
