@@ -51,6 +51,7 @@ mod region;
 #[doc(hidden)]
 pub mod storage;
 mod store;
+mod sync;
 mod tensor;
 
 pub use alight_format::{Dtype, FeatureFlags, StoreId, limits};

@@ -10,9 +10,10 @@
 //! - Every commit is carried out once, in the order in which it was queued.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use crate::error::{Error, Result};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 /// The queue of commits of type `C`.
 pub(crate) struct Group<C> {
@@ -118,7 +119,7 @@ fn take<C>(queue: &mut VecDeque<Ticket<C>>, group_bytes: u64) -> Vec<Ticket<C>> 
     queue.drain(..count).collect()
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -182,5 +183,45 @@ mod tests {
             }
         });
         assert!(failed.into_inner() <= 6);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::thread;
+
+    /// Three threads and four commits, of which two fit a group: every way in which they can meet.
+    #[test]
+    fn whoever_leads_every_commit_is_carried_out_once_and_nobody_sleeps_for_ever() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(2);
+        model.check(|| {
+            let group: Arc<Group<usize>> = Arc::new(Group::default());
+            let done: Arc<Mutex<(bool, Vec<usize>)>> = Arc::new(Mutex::new((false, Vec::new())));
+            let commit = |n: usize| {
+                let (group, done) = (Arc::clone(&group), Arc::clone(&done));
+                move || {
+                    let outcome = group.commit(n, 1, 2, |commits| {
+                        assert!(!std::mem::replace(&mut done.lock().unwrap().0, true), "two leaders");
+                        assert!((1..=2).contains(&commits.len()));
+                        // Others come while this one is at work.
+                        thread::yield_now();
+                        let mut done = done.lock().unwrap();
+                        done.0 = false;
+                        done.1.extend(&commits);
+                        commits.iter().map(|&n| if n == 1 { Err(Error::Closed) } else { Ok(()) }).collect()
+                    });
+                    assert_eq!(outcome.is_err(), n == 1, "each gets its own outcome");
+                }
+            };
+            let threads = [thread::spawn(commit(1)), thread::spawn(commit(2))];
+            commit(0)();
+            commit(3)();
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            let mut done = std::mem::take(&mut done.lock().unwrap().1);
+            done.sort_unstable();
+            assert_eq!(done, [0, 1, 2, 3]);
+        });
     }
 }
