@@ -1,5 +1,6 @@
 //! One state of the whole index, immutable once published.
 
+use std::any::Any;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -12,9 +13,14 @@ use crate::index::run::Run;
 /// The latest commits by key: a persistent map, so that a snapshot is a clone that shares everything.
 pub(crate) type Overlay = imbl::OrdMap<Arc<[u8]>, Arc<IndexEntry>>;
 
+/// Something that lasts as long as a version, and nothing else about it.
+pub(crate) type Hold = Arc<dyn Any + Send + Sync>;
+
 /// A state of the index. Cloning shares all its parts.
 #[derive(Clone)]
 pub(crate) struct Version {
+    /// Whatever is to last as long as anybody sees this version: a reader's pin, or the token by which a writer knows.
+    pub(crate) hold: Hold,
     /// Every commit up to this one is in here, and none after it.
     pub(crate) seq: Seq,
     /// Commits since the last run was begun.
@@ -28,7 +34,7 @@ pub(crate) struct Version {
 impl Version {
     /// What the runs alone hold: every commit up to `seq`.
     pub(crate) fn of_runs(seq: Seq, runs: Vec<Arc<Run>>) -> Self {
-        Self { seq, overlay: Overlay::default(), frozen: Overlay::default(), runs: runs.into() }
+        Self { hold: Arc::new(()), seq, overlay: Overlay::default(), frozen: Overlay::default(), runs: runs.into() }
     }
 
     /// The latest entry of a key: a put, a delete, or nothing at all. Reads at most one block of each run.
