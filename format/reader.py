@@ -47,6 +47,7 @@ class Body:
         found["attributes"] = self.list(lambda: (self.string().decode(), self.string()))
         found["segment"], found["offset"], found["length"], found["crc"] = self.take("QQQI")
         found["chunk_crcs"], found["frame_offset"] = self.list(lambda: self.take("I")), self.take("Q")
+        found["origin"] = self.take("Q")
         return found
 
 
@@ -82,9 +83,13 @@ class Store:
         for number in sorted(found | set(self.segments)):
             if number in self.segments or number >= self.next_segment:  # others were left behind by a compaction
                 self.read_segment(number, os.path.join(folder, f"{number:08}.seg"))
+        newest = {}  # for each key, as of which commit its entry counts: one that compaction moved is as old as ever
         for seq in self.accepted():
             number, commit = self.commits[seq]
             for entry in commit["entries"]:
+                if (entry["origin"] or seq) < newest.get(entry["key"], 0):
+                    continue
+                newest[entry["key"]] = entry["origin"] or seq
                 self.values.pop(entry["key"], None)
                 if entry["kind"] != DELETE:
                     self.values[entry["key"]] = (entry, *self.place(number, commit, entry))
@@ -101,7 +106,7 @@ class Store:
             raise Damage(f"{path}: wrong checksum")
         body = Body(data[64:-4])
         self.id, self.covered, self.next_segment, _, _ = body.take("16sQQQQ")
-        self.segments = {record[0]: record for record in body.list(lambda: body.take("QQQIBQQ"))}
+        self.segments = {record[0]: record for record in body.list(lambda: body.take("QQQIBQQQQQQQ"))}
 
     def read_segment(self, number, path):
         _, salt, end, _, is_sealed, *_ = self.segments.get(number, (number, None, BLOCK, 0, 0))

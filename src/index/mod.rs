@@ -12,4 +12,4 @@ mod version;
 
 pub(crate) use merge::{merge_count, merge_layers};
 pub(crate) use run::{NewRun, Run, write_run};
-pub(crate) use version::{Overlay, Version};
+pub(crate) use version::{Hold, Overlay, Version};
