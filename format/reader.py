@@ -39,7 +39,8 @@ class Body:
         found["shape"] = self.list(lambda: self.take("Q"))
         found["attributes"] = self.list(lambda: (self.string().decode(), self.string()))
         found["segment"], found["offset"], found["length"], found["crc"] = self.take("QQQI")
-        return {**found, "chunk_crcs": self.list(lambda: self.take("I")), "frame_offset": self.take("Q")}
+        found["chunk_crcs"], (_, found["origin"]) = self.list(lambda: self.take("I")), self.take("QQ")
+        return found
 
 
 def sealed(data, magic):
@@ -67,11 +68,11 @@ class Store:
         self.read_manifest(path / "MANIFEST")
         self.data, self.commits, self.synced, self.values = {}, {}, self.covered, {}
         found = {int(file.stem) for file in (path / "segments").iterdir() if re.fullmatch(r"\d{8,}\.seg", file.name)}
-        # Made since the manifest was written; others were left behind by a compaction.
         for number in sorted({number for number in found if number >= self.next_segment} | set(self.segments)):
             self.read_segment(number, path / "segments" / f"{number:08}.seg")
-        for seq in self.accepted():
-            self.values.update((entry["key"], entry) for entry in self.commits[seq]["entries"])
+        for seq, entry in ((seq, entry) for seq in self.accepted() for entry in self.commits[seq]["entries"]):
+            entry["seq"] = entry["origin"] or seq  # what compaction moved is as old as ever
+            self.values[entry["key"]] = max(self.values.get(entry["key"], entry), entry, key=lambda e: (e["seq"], e is entry))
         self.values = [entry for _, entry in sorted(self.values.items()) if entry["kind"] != DELETE]
 
     def read_manifest(self, path):
@@ -84,7 +85,7 @@ class Store:
             raise Damage(f"{path}: wrong checksum")
         body = Body(data[64:-4])
         self.id, self.covered, self.next_segment, _, _ = body.take("16sQQQQ")
-        self.segments = {record[0]: record for record in body.list(lambda: body.take("QQQIBQQ"))}
+        self.segments = {record[0]: record for record in body.list(lambda: body.take("QQQIBQQQQQQQ"))}
 
     def read_segment(self, number, path):
         _, salt, end, _, is_sealed, *_ = self.segments.get(number, (number, None, BLOCK, 0, 0))

@@ -25,6 +25,7 @@ use crate::store::layout::Layout;
 use crate::store::manifest;
 use crate::store::options::{Create, StoreOptions};
 use crate::store::publish::{index_entry, publish};
+use crate::store::readers::ReaderPin;
 use crate::store::recover::{self, Found, Recovery, TailScan};
 use crate::store::segment::{Segment, Segments, read_header};
 
@@ -49,6 +50,8 @@ pub(crate) struct Writing {
     pub(crate) cut: Vec<Arc<Segment>>,
     /// Files that a crash left behind and no manifest names.
     pub(crate) leftovers: Vec<std::path::PathBuf>,
+    /// Segments that a manifest named once, and that readers may still see; with the lengths of their files.
+    pub(crate) condemned: Vec<(std::path::PathBuf, u64)>,
     /// Whether a failed sync left word: it counts until the next manifest.
     pub(crate) distrusted: bool,
 }
@@ -109,7 +112,7 @@ fn look(storage: &dyn Storage, layout: &Layout) -> Result<Place> {
     if entries.iter().any(|entry| entry.name == "MANIFEST" && !entry.is_dir) {
         return Ok(Place::Store);
     }
-    let ours = ["LOCK", "MANIFEST.tmp", "DISTRUST", "segments", "index"];
+    let ours = ["LOCK", "READERS", "MANIFEST.tmp", "DISTRUST", "segments", "index"];
     if let Some(foreign) = entries.iter().find(|entry| !ours.contains(&entry.name.as_str())) {
         return Ok(Place::Foreign(foreign.name.clone()));
     }
@@ -151,6 +154,12 @@ fn create(storage: &dyn Storage, layout: &Layout, options: &StoreOptions) -> Res
     }
     make(&layout.segments())?;
     make(&layout.index())?;
+    // Made here, so that a reader who may not write finds it. Nothing rests on it: its name need not be durable.
+    let readers = layout.readers();
+    match storage.open(&readers, OpenMode::CreateNew) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("create", &readers)(error)),
+        _ => {}
+    }
     let segment_bytes = options.segment_bytes.unwrap_or(SEGMENT_BYTES_DEFAULT);
     let manifest = Manifest::new(StoreId(entropy::random_16()), segment_bytes);
     manifest::write(storage, layout, &manifest)
@@ -194,7 +203,7 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     }
     let mut loaded = load(storage, &layout, &manifest)?;
     let (recovery, scans) = loaded.recover()?;
-    let Loaded { segments, mut version, leftovers, next_run, trusted, found, .. } = loaded;
+    let Loaded { segments, mut version, leftovers, condemned, next_run, trusted, found, .. } = loaded;
     manifest.next_run = next_run;
 
     // From here on the store is known to be sound, and is written to.
@@ -205,7 +214,7 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     }
     // There is no older manifest to fall back on, should the name of the first one be lost.
     let first_manifest = manifest.generation == FIRST_GENERATION;
-    if !leftovers.is_empty() || !found.is_empty() || first_manifest {
+    if !leftovers.is_empty() || !condemned.is_empty() || !found.is_empty() || first_manifest {
         settle_names(&**storage, &layout, &found, &files)?;
     }
     settle(&recovery, &files)?;
@@ -241,18 +250,19 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
         manifest,
         version,
         segments,
-        writing: Some(Writing { lock, tails, cut, leftovers, distrusted: trusted.is_some() }),
+        writing: Some(Writing { lock, tails, cut, leftovers, condemned, distrusted: trusted.is_some() }),
     })
 }
 
 fn open_reading(storage: &Arc<dyn Storage>, layout: Layout) -> Result<Opened> {
     let mut last_error: Option<String> = None;
     for attempt in 1.. {
-        let manifest = manifest::read(&**storage, &layout)?;
+        let (manifest, pin) = pin_manifest(&**storage, &layout)?;
         let outcome = load(storage, &layout, &manifest).and_then(|mut loaded| {
             let (recovery, _) = loaded.recover()?;
             let Loaded { segments, mut version, .. } = loaded;
             replay(&mut version, &segments, recovery);
+            version.hold = Arc::new(pin);
             Ok((segments, version))
         });
         match outcome {
@@ -271,6 +281,22 @@ fn open_reading(storage: &Arc<dyn Storage>, layout: Layout) -> Result<Opened> {
     unreachable!("the loop above has no other end")
 }
 
+/// The manifest, and the pin that keeps a writer from taking away what it leads to.
+fn pin_manifest(storage: &dyn Storage, layout: &Layout) -> Result<(Manifest, Option<ReaderPin>)> {
+    let mut manifest = manifest::read(storage, layout)?;
+    for _ in 0..OPEN_ATTEMPTS {
+        let Some(pin) = ReaderPin::take(storage, layout, manifest.generation) else { return Ok((manifest, None)) };
+        let now = manifest::read(storage, layout)?;
+        if now.generation == pin.generation() {
+            return Ok((now, Some(pin)));
+        }
+        manifest = now;
+    }
+    let path = layout.manifest();
+    let source = io::Error::new(io::ErrorKind::ResourceBusy, "it was replaced each time before it could be held");
+    Err(Error::Io { action: "hold", path, source })
+}
+
 /// What the manifest and the directories say, before any tail is looked at.
 struct Loaded {
     segments: Arc<Segments>,
@@ -279,6 +305,8 @@ struct Loaded {
     open: Vec<Arc<Segment>>,
     /// Files that a crash left behind and no manifest names.
     leftovers: Vec<std::path::PathBuf>,
+    /// Segments that a manifest named once, and that readers may still see; with the lengths of their files.
+    condemned: Vec<(std::path::PathBuf, u64)>,
     next_run: RunId,
     /// Segments that the manifest does not name yet.
     found: Vec<SegmentId>,
@@ -291,6 +319,7 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Res
     let segments = Arc::new(Segments::new(Arc::clone(storage), layout.clone(), manifest.store, manifest.next_segment));
     let mut open = Vec::new();
     let mut leftovers = Vec::new();
+    let mut condemned = Vec::new();
     let mut found = Vec::new();
 
     let listed = storage.list(&layout.segments()).map_err(Error::io("list", &layout.segments()))?;
@@ -314,10 +343,10 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Res
             open.push(segment);
         }
     }
-    for id in present.into_keys() {
+    for (id, entry) in present {
         let path = layout.segment(id);
         if id < manifest.next_segment {
-            leftovers.push(path);
+            condemned.push((path, entry.len_bytes));
             continue;
         }
         let file = storage.open(&path, OpenMode::Read).map_err(Error::io("open", &path))?;
@@ -358,7 +387,7 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Res
     }
     let version = Version::of_runs(manifest.covered, runs);
     let trusted = distrust::read(&**storage, layout, manifest.generation)?;
-    Ok(Loaded { segments, version, open, leftovers, next_run, found, covered: manifest.covered, trusted })
+    Ok(Loaded { segments, version, open, leftovers, condemned, next_run, found, covered: manifest.covered, trusted })
 }
 
 impl Loaded {
@@ -411,11 +440,12 @@ fn replay(version: &mut Version, segments: &Segments, recovery: Recovery) {
     for found in recovery.commits {
         let (end, payload) = (found.end(), found.payload());
         let Found { segment, prelude, entries, digest } = found;
+        let repeats = entries.iter().any(|entry| entry.origin != Seq::ZERO);
         let entries = entries
             .into_iter()
             .map(|entry| index_entry(entry, prelude.seq, segment.id, prelude.offset, payload))
             .collect();
-        publish(version, segments, Written { seq: prelude.seq, durable: true, segment, end, digest, entries });
+        publish(version, segments, Written { seq: prelude.seq, durable: true, segment, end, digest, entries, repeats });
     }
     debug_assert_eq!(version.seq, last);
 }

@@ -7,6 +7,7 @@ use crate::config;
 use crate::error::{Error, Result};
 use crate::storage::{FileStorage, Storage};
 use crate::store::Store;
+use crate::store::limit::Eviction;
 
 /// When a commit counts as done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,6 +43,10 @@ pub struct StoreOptions {
     pub(crate) overlay_entries_max: usize,
     pub(crate) small_commit_bytes_max: u64,
     pub(crate) pinned_bytes_max: u64,
+    pub(crate) background_compaction: Option<u64>,
+    pub(crate) background_slack_bytes: u64,
+    pub(crate) max_bytes: Option<u64>,
+    pub(crate) eviction: Option<Eviction>,
     pub(crate) storage: Arc<dyn Storage>,
 }
 
@@ -63,6 +68,10 @@ impl Default for StoreOptions {
             overlay_entries_max: config::OVERLAY_ENTRIES_MAX,
             small_commit_bytes_max: config::SMALL_COMMIT_BYTES_MAX,
             pinned_bytes_max: 0,
+            background_compaction: Some(config::BACKGROUND_BYTES_PER_SECOND),
+            background_slack_bytes: config::BACKGROUND_SLACK_BYTES,
+            max_bytes: None,
+            eviction: None,
             storage: Arc::new(FileStorage::new()),
         }
     }
@@ -125,11 +134,43 @@ impl StoreOptions {
         self
     }
 
+    /// How fast the store's own thread rewrites segments in which much is dead, in bytes copied per second; 128 MiB at
+    /// first, and not at all with `None`. Other space is given back all the same: segments in which nothing lives, and the
+    /// places of dead values of 16 KiB and more. [`Maintenance::Inline`] has no thread; there, [`Store::compact`] rewrites.
+    pub fn background_compaction(mut self, bytes_per_second: Option<u64>) -> Self {
+        self.background_compaction = bytes_per_second;
+        self
+    }
+
+    /// The most bytes of values that keys may lead to; none at first. A commit that would pass it is refused with
+    /// [`Error::Full`], or evicts others where [`eviction`](StoreOptions::eviction) says so. On the disk the store takes
+    /// more for a while, until what died is given back. The limit holds for this opening of the store, and a store that is
+    /// over it already takes deletes.
+    pub fn max_bytes(mut self, max_bytes: u64) -> Self {
+        self.max_bytes = Some(max_bytes);
+        self
+    }
+
+    /// Makes the store a bounded cache: a commit that would pass [`max_bytes`](StoreOptions::max_bytes) deletes other keys,
+    /// in the same commit. Evicting costs a look at the frames of the oldest segments.
+    pub fn eviction(mut self, eviction: Eviction) -> Self {
+        self.eviction = Some(eviction);
+        self
+    }
+
     /// Up to which payload a commit is one write and one sync. For tests, which shrink it until large commits are
     /// common; 1 MiB is what was measured.
     #[doc(hidden)]
     pub fn small_commit_bytes_max(mut self, bytes: u64) -> Self {
         self.small_commit_bytes_max = bytes.min(config::SMALL_COMMIT_BYTES_MAX);
+        self
+    }
+
+    /// How much a store may waste before its thread begins to rewrite segments. For tests, which shrink it; 64 MiB is the
+    /// default.
+    #[doc(hidden)]
+    pub fn background_slack_bytes(mut self, bytes: u64) -> Self {
+        self.background_slack_bytes = bytes;
         self
     }
 
@@ -166,6 +207,15 @@ impl StoreOptions {
         }
         if self.overlay_entries_max == 0 {
             return Err(Error::InvalidOption { option: "overlay_entries_max", why: "at least 1 is needed".into() });
+        }
+        if self.eviction.is_some() && self.max_bytes.is_none() {
+            return Err(Error::InvalidOption { option: "eviction", why: "it needs a limit, `max_bytes`".into() });
+        }
+        if self.background_compaction == Some(0) {
+            return Err(Error::InvalidOption {
+                option: "background_compaction",
+                why: "0 bytes per second would never end; `None` is for no compaction".into(),
+            });
         }
         if self.read_only && self.create != Create::Never {
             return Err(Error::InvalidOption {

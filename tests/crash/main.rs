@@ -11,5 +11,8 @@
 mod damage;
 mod harness;
 mod oracle;
+#[expect(unreachable_pub, reason = "other tests share it")]
+#[path = "../common/rebuild.rs"]
+mod rebuild;
 mod sabotage;
 mod workloads;
