@@ -1,5 +1,6 @@
 //! One state of the whole index, immutable once published.
 
+use std::any::Any;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -10,9 +11,14 @@ use crate::index::merge::merge_layers;
 use crate::index::overlay::Overlay;
 use crate::index::run::Run;
 
+/// Something that lasts as long as a version, and nothing else about it.
+pub(crate) type Hold = Arc<dyn Any + Send + Sync>;
+
 /// A state of the index. Cloning shares all its parts.
 #[derive(Clone)]
 pub(crate) struct Version {
+    /// Whatever is to last as long as anybody sees this version: a reader's pin, or the token by which a writer knows.
+    pub(crate) hold: Hold,
     /// Every commit up to this one is in here, and none after it.
     pub(crate) seq: Seq,
     /// Commits since the last run was begun.
@@ -26,7 +32,7 @@ pub(crate) struct Version {
 impl Version {
     /// What the runs alone hold: every commit up to `seq`.
     pub(crate) fn of_runs(seq: Seq, runs: Vec<Arc<Run>>) -> Self {
-        Self { seq, overlay: Overlay::default(), frozen: Overlay::default(), runs: runs.into() }
+        Self { hold: Arc::new(()), seq, overlay: Overlay::default(), frozen: Overlay::default(), runs: runs.into() }
     }
 
     /// The entry under a key, if it leads to a value.

@@ -135,6 +135,14 @@ impl Storage for StuckStorage {
         self.disk.lock_holder(path)
     }
 
+    fn share_byte(&self, path: &Path, byte: u64) -> io::Result<Box<dyn StorageLock>> {
+        self.disk.share_byte(path, byte)
+    }
+
+    fn lowest_shared_byte(&self, path: &Path, through: u64) -> io::Result<Option<u64>> {
+        self.disk.lowest_shared_byte(path, through)
+    }
+
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         self.disk.free_bytes(path)
     }

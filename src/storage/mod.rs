@@ -69,6 +69,8 @@ pub struct FileFacts {
     pub len_bytes: u64,
     /// The bytes that the file takes on its disk, space allocated ahead included, holes not.
     pub allocated_bytes: u64,
+    /// How many names lead to the file, in whatever directories: what is changed in it is changed for all of them.
+    pub links: u64,
 }
 
 /// A file system, as the store needs it. Every method blocks until the system has answered.
@@ -98,6 +100,15 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// What the lock's last holder wrote about itself.
     fn lock_holder(&self, path: &Path) -> io::Result<String>;
+
+    /// Takes a shared lock on one byte of `path` (made when absent; the byte need not be in it). Any number of handles, in
+    /// any process, may hold one on the same byte; released when the guard is dropped or the process ends. `Unsupported`
+    /// where the system has no such locks.
+    fn share_byte(&self, path: &Path, byte: u64) -> io::Result<Box<dyn StorageLock>>;
+
+    /// The lowest byte of `path` up to and including `through` on which anybody holds a [`Storage::share_byte`], in this
+    /// process or another; `None` where nobody does, or where there is no such file. `Unsupported` as there.
+    fn lowest_shared_byte(&self, path: &Path, through: u64) -> io::Result<Option<u64>>;
 
     /// The bytes free to this user on the file system that holds `path`.
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;

@@ -25,6 +25,8 @@ macro_rules! suite {
             rename_replaces_what_bore_the_name
             a_listing_has_every_name_once_with_its_length
             a_lock_excludes_every_other_handle_until_it_is_dropped
+            a_shared_byte_is_seen_by_all_until_its_guards_are_dropped
+            a_file_says_how_many_names_it_has
             a_mapping_shows_the_bytes_and_never_reaches_past_the_end
             direct_transfers_and_buffered_ones_see_each_other
             no_data_is_ever_said_to_be_a_hole
@@ -209,6 +211,35 @@ pub(super) fn a_lock_excludes_every_other_handle_until_it_is_dropped(storage: &d
     let _third = storage.lock(&path, "the third holder").unwrap();
     assert_eq!(storage.lock_holder(&path).unwrap(), "the third holder");
     storage.lock(&root.join("OTHER"), "another lock").unwrap();
+}
+
+pub(super) fn a_shared_byte_is_seen_by_all_until_its_guards_are_dropped(storage: &dyn Storage, root: &Path) {
+    let path = root.join("READERS");
+    let lowest = |through| storage.lowest_shared_byte(&path, through).unwrap();
+    assert_eq!(lowest(u64::MAX >> 2), None, "there is no file yet");
+    let seven = storage.share_byte(&path, 7).unwrap();
+    let again = storage.share_byte(&path, 7).unwrap();
+    let large = storage.share_byte(&path, 1 << 40).unwrap();
+    let three = storage.share_byte(&path, 3).unwrap();
+    assert_eq!((lowest(1 << 41), lowest(3), lowest(2), lowest(0)), (Some(3), Some(3), None, None));
+    drop(three);
+    assert_eq!((lowest(1 << 41), lowest(7), lowest(6)), (Some(7), Some(7), None));
+    drop(seven);
+    assert_eq!(lowest(7), Some(7), "another guard holds it");
+    drop(again);
+    assert_eq!((lowest((1 << 40) - 1), lowest(1 << 40)), (None, Some(1 << 40)));
+    drop(large);
+    assert_eq!(lowest(1 << 41), None);
+    let zero = storage.share_byte(&path, 0).unwrap();
+    assert_eq!(lowest(9), Some(0));
+    drop(zero);
+}
+
+pub(super) fn a_file_says_how_many_names_it_has(storage: &dyn Storage, root: &Path) {
+    let file = storage.open(&root.join("f"), OpenMode::CreateNew).unwrap();
+    assert_eq!(file.facts().unwrap().links, 1);
+    storage.remove(&root.join("f")).unwrap();
+    assert_eq!(file.facts().unwrap().links, 0);
 }
 
 pub(super) fn a_mapping_shows_the_bytes_and_never_reaches_past_the_end(storage: &dyn Storage, root: &Path) {

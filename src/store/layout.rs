@@ -32,6 +32,11 @@ impl Layout {
         self.root.join("MANIFEST.tmp")
     }
 
+    /// Where readers lock the byte that is the generation of their manifest. The file stays empty.
+    pub(crate) fn readers(&self) -> PathBuf {
+        self.root.join("READERS")
+    }
+
     /// Where a failed sync leaves word for the next open.
     pub(crate) fn distrust(&self) -> PathBuf {
         self.root.join("DISTRUST")

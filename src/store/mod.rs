@@ -22,6 +22,7 @@ mod open;
 mod options;
 mod publish;
 mod read;
+mod readers;
 mod recover;
 mod scan;
 mod segment;

@@ -25,6 +25,7 @@ use crate::store::layout::Layout;
 use crate::store::manifest;
 use crate::store::options::{Create, StoreOptions};
 use crate::store::publish::{index_entry, publish};
+use crate::store::readers::ReaderPin;
 use crate::store::recover::{self, Found, Recovery, TailScan};
 use crate::store::segment::{Segment, Segments, read_header};
 
@@ -109,7 +110,7 @@ fn look(storage: &dyn Storage, layout: &Layout) -> Result<Place> {
     if entries.iter().any(|entry| entry.name == "MANIFEST" && !entry.is_dir) {
         return Ok(Place::Store);
     }
-    let ours = ["LOCK", "MANIFEST.tmp", "DISTRUST", "segments", "index"];
+    let ours = ["LOCK", "READERS", "MANIFEST.tmp", "DISTRUST", "segments", "index"];
     if let Some(foreign) = entries.iter().find(|entry| !ours.contains(&entry.name.as_str())) {
         return Ok(Place::Foreign(foreign.name.clone()));
     }
@@ -151,6 +152,12 @@ fn create(storage: &dyn Storage, layout: &Layout, options: &StoreOptions) -> Res
     }
     make(&layout.segments())?;
     make(&layout.index())?;
+    // Made here, so that a reader who may not write finds it. Nothing rests on it: its name need not be durable.
+    let readers = layout.readers();
+    match storage.open(&readers, OpenMode::CreateNew) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("create", &readers)(error)),
+        _ => {}
+    }
     let segment_bytes = options.segment_bytes.unwrap_or(SEGMENT_BYTES_DEFAULT);
     let manifest = Manifest::new(StoreId(entropy::random_16()), segment_bytes);
     manifest::write(storage, layout, &manifest)
@@ -248,11 +255,12 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
 fn open_reading(storage: &Arc<dyn Storage>, layout: Layout) -> Result<Opened> {
     let mut last_error: Option<String> = None;
     for attempt in 1.. {
-        let manifest = manifest::read(&**storage, &layout)?;
+        let (manifest, pin) = pin_manifest(&**storage, &layout)?;
         let outcome = load(storage, &layout, &manifest).and_then(|mut loaded| {
             let (recovery, _) = loaded.recover()?;
             let Loaded { segments, mut version, .. } = loaded;
             replay(&mut version, &segments, recovery);
+            version.hold = Arc::new(pin);
             Ok((segments, version))
         });
         match outcome {
@@ -269,6 +277,22 @@ fn open_reading(storage: &Arc<dyn Storage>, layout: Layout) -> Result<Opened> {
         }
     }
     unreachable!("the loop above has no other end")
+}
+
+/// The manifest, and the pin that keeps a writer from taking away what it leads to.
+fn pin_manifest(storage: &dyn Storage, layout: &Layout) -> Result<(Manifest, Option<ReaderPin>)> {
+    let mut manifest = manifest::read(storage, layout)?;
+    for _ in 0..OPEN_ATTEMPTS {
+        let Some(pin) = ReaderPin::take(storage, layout, manifest.generation) else { return Ok((manifest, None)) };
+        let now = manifest::read(storage, layout)?;
+        if now.generation == pin.generation() {
+            return Ok((now, Some(pin)));
+        }
+        manifest = now;
+    }
+    let path = layout.manifest();
+    let source = io::Error::new(io::ErrorKind::ResourceBusy, "it was replaced each time before it could be held");
+    Err(Error::Io { action: "hold", path, source })
 }
 
 /// What the manifest and the directories say, before any tail is looked at.

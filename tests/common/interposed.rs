@@ -72,6 +72,16 @@ impl Storage for Interposed {
         self.sim.lock_holder(path)
     }
 
+    fn share_byte(&self, path: &Path, byte: u64) -> io::Result<Box<dyn StorageLock>> {
+        (self.hook)(OpKind::ShareByte, path)?;
+        self.sim.share_byte(path, byte)
+    }
+
+    fn lowest_shared_byte(&self, path: &Path, through: u64) -> io::Result<Option<u64>> {
+        (self.hook)(OpKind::LowestSharedByte, path)?;
+        self.sim.lowest_shared_byte(path, through)
+    }
+
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         (self.hook)(OpKind::FreeBytes, path)?;
         self.sim.free_bytes(path)

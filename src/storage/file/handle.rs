@@ -158,7 +158,8 @@ impl StorageFile for FileHandle {
 
     fn facts(&self) -> io::Result<FileFacts> {
         let facts = self.buffered.metadata()?;
-        Ok(FileFacts { len_bytes: facts.len(), allocated_bytes: facts.blocks() * STAT_BLOCK_BYTES })
+        let allocated_bytes = facts.blocks() * STAT_BLOCK_BYTES;
+        Ok(FileFacts { len_bytes: facts.len(), allocated_bytes, links: facts.nlink() })
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {

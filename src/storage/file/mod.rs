@@ -118,6 +118,35 @@ impl Storage for FileStorage {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    fn share_byte(&self, path: &Path, byte: u64) -> io::Result<Box<dyn StorageLock>> {
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+            }
+            opened => opened,
+        }?;
+        sys::share_byte(&file, byte)?;
+        Ok(Box::new(FileLock { path: path.to_path_buf(), _file: file }))
+    }
+
+    fn lowest_shared_byte(&self, path: &Path, through: u64) -> io::Result<Option<u64>> {
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        let mut lowest = None;
+        let mut through = through;
+        // The system names one that it finds, not the lowest: what lies below it is asked about again.
+        while let Some(found) = sys::shared_byte(&file, through)? {
+            lowest = Some(found);
+            match found.checked_sub(1) {
+                Some(below) => through = below,
+                None => break,
+            }
+        }
+        Ok(lowest)
+    }
+
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         sys::free_bytes(path)
     }

@@ -120,6 +120,44 @@ pub(super) fn seek_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
     }
 }
 
+/// `fcntl` with a lock of the open file description on one or more bytes from 0 or `start` on.
+fn lock_call(file: &File, command: libc::c_int, kind: libc::c_int, start: u64, len: u64) -> io::Result<libc::flock> {
+    #[expect(unsafe_code, reason = "the structure has padding on some systems, and no constructor")]
+    // SAFETY: `flock` is a structure of integers, for which zeros are a value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    // The constants are small numbers; the field is a short.
+    lock.l_type = kind as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    (lock.l_start, lock.l_len) = (signed(start)?, signed(len)?);
+    #[expect(unsafe_code, reason = "these locks are not in the standard library")]
+    // SAFETY: the descriptor is open as long as `file` is borrowed; the call reads and fills the structure, which lives
+    // through it.
+    let answer = unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) };
+    match check(answer) {
+        Ok(_) => Ok(lock),
+        Err(error) => Err(match error.raw_os_error() {
+            // A kernel, a sandbox or a file system without such locks.
+            Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::ENOLCK) => {
+                io::Error::new(io::ErrorKind::Unsupported, error)
+            }
+            _ => error,
+        }),
+    }
+}
+
+/// `F_OFD_SETLK`: takes a shared lock on one byte, which lasts as long as the open file description.
+pub(super) fn share_byte(file: &File, byte: u64) -> io::Result<()> {
+    lock_call(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte, 1).map(drop)
+}
+
+/// `F_OFD_GETLK`: a byte from 0 to `through` that somebody's lock covers, through another open file description.
+pub(super) fn shared_byte(file: &File, through: u64) -> io::Result<Option<u64>> {
+    let lock = lock_call(file, libc::F_OFD_GETLK, libc::F_WRLCK, 0, through.saturating_add(1))?;
+    let held = lock.l_type != libc::F_UNLCK as libc::c_short;
+    // The system answers with a place that it was given before, which is not negative.
+    Ok(held.then_some(lock.l_start as u64))
+}
+
 /// `statvfs`: the bytes that an ordinary user may still take.
 pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
     let directory = File::open(path)?;

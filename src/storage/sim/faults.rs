@@ -36,13 +36,14 @@ impl FaultKind {
     pub fn can_strike(self, op: OpKind) -> bool {
         match self {
             Self::Eio => true,
-            Self::EioAfter => !matches!(op, OpKind::Lock | OpKind::Map),
+            Self::EioAfter => !matches!(op, OpKind::Lock | OpKind::ShareByte | OpKind::Map),
             Self::Enospc | Self::Edquot => matches!(
                 op,
                 OpKind::Open
                     | OpKind::CreateDir
                     | OpKind::Rename
                     | OpKind::Lock
+                    | OpKind::ShareByte
                     | OpKind::Write
                     | OpKind::Allocate
                     | OpKind::Punch

@@ -167,3 +167,23 @@ impl fmt::Debug for SimLock {
         write!(f, "SimLock({})", self.file.0)
     }
 }
+
+pub(super) struct SimSharedByte {
+    pub(super) disk: Arc<Shared>,
+    pub(super) file: FileId,
+    pub(super) byte: u64,
+}
+
+impl StorageLock for SimSharedByte {}
+
+impl Drop for SimSharedByte {
+    fn drop(&mut self) {
+        self.disk.state.lock().live.unshare_byte(self.file, self.byte);
+    }
+}
+
+impl fmt::Debug for SimSharedByte {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SimSharedByte({} of {})", self.byte, self.file.0)
+    }
+}

@@ -204,6 +204,13 @@ impl Image {
         })
     }
 
+    /// How many names lead to a file.
+    pub(super) fn links(&self, file: FileId) -> u64 {
+        let dirs = self.dirs_reachable();
+        let nodes = dirs.iter().flat_map(|&dir| self.names(dir));
+        nodes.filter(|&(_, node)| node == Node::File(file)).count() as u64
+    }
+
     /// The files that have a name.
     pub(super) fn linked_files(&self) -> BTreeSet<FileId> {
         let dirs = self.dirs_reachable();

@@ -30,6 +30,8 @@ pub struct Abilities {
     pub allocate: bool,
     /// Whether holes can be punched; `Unsupported` otherwise.
     pub punch: bool,
+    /// Whether bytes can be locked; `Unsupported` otherwise.
+    pub share_bytes: bool,
     /// What is said of any page when asked whether it is cached.
     pub resident: Option<bool>,
 }
@@ -37,7 +39,7 @@ pub struct Abilities {
 impl Default for Abilities {
     /// Everything, and nobody knows what is cached.
     fn default() -> Self {
-        Self { direct: true, map: true, allocate: true, punch: true, resident: None }
+        Self { direct: true, map: true, allocate: true, punch: true, share_bytes: true, resident: None }
     }
 }
 
@@ -60,6 +62,8 @@ pub(super) struct Live {
     /// Files that handles alone lead to.
     nameless: BTreeSet<FileId>,
     locked: BTreeSet<FileId>,
+    /// How many hold a shared lock on a byte.
+    shared: BTreeMap<(FileId, u64), usize>,
     mapped: BTreeMap<FileId, Mapped>,
     /// Whether `effects` are wanted.
     pub(super) recording: bool,
@@ -80,6 +84,7 @@ impl Live {
             handles: BTreeMap::new(),
             nameless: BTreeSet::new(),
             locked: BTreeSet::new(),
+            shared: BTreeMap::new(),
             mapped: BTreeMap::new(),
             recording: false,
             effects: Vec::new(),
@@ -240,6 +245,39 @@ impl Live {
         self.release(file);
     }
 
+    /// Takes a shared lock on a byte of a file, made when absent, and holds the file: [`Live::unshare_byte`] it once.
+    pub(super) fn share_byte(&mut self, path: &Path, byte: u64) -> io::Result<FileId> {
+        if !self.abilities.share_bytes {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let file = match self.open(path, OpenMode::Read) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.open(path, OpenMode::CreateNew),
+            answer => answer,
+        }?;
+        *self.shared.entry((file, byte)).or_default() += 1;
+        Ok(file)
+    }
+
+    pub(super) fn unshare_byte(&mut self, file: FileId, byte: u64) {
+        let holders = self.shared.get_mut(&(file, byte)).expect("a byte is shared until its guard is dropped");
+        *holders -= 1;
+        if *holders == 0 {
+            self.shared.remove(&(file, byte));
+        }
+        self.release(file);
+    }
+
+    pub(super) fn lowest_shared_byte(&self, path: &Path, through: u64) -> io::Result<Option<u64>> {
+        if !self.abilities.share_bytes {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        match self.image.file(path) {
+            Ok(file) => Ok(self.shared.range((file, 0)..=(file, through)).next().map(|(&(_, byte), _)| byte)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     // Space.
 
     /// The bytes that can still be taken.
@@ -359,7 +397,8 @@ impl Live {
 
     pub(super) fn facts(&self, file: FileId) -> FileFacts {
         let content = self.image.content(file);
-        FileFacts { len_bytes: content.len(), allocated_bytes: content.allocated_bytes() }
+        let links = self.image.links(file);
+        FileFacts { len_bytes: content.len(), allocated_bytes: content.allocated_bytes(), links }
     }
 
     /// The first bytes of a file, as they are now, which nobody may change until [`Live::unmap`].

@@ -73,7 +73,7 @@ pub use pending::PendingChange;
 pub use sabotage::Sabotage;
 pub use trace::{Call, Event, OpKind, Trace};
 
-use file::{SimFile, SimLock};
+use file::{SimFile, SimLock, SimSharedByte};
 use image::Image;
 use live::Live;
 use trace::{Effect, Step};
@@ -339,6 +339,17 @@ impl Storage for SimStorage {
             let bytes = live.image.content(live.image.file(path)?).to_vec();
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         })
+    }
+
+    fn share_byte(&self, path: &Path, byte: u64) -> io::Result<Box<dyn StorageLock>> {
+        let request = Request { offset: byte, ..Request::on(OpKind::ShareByte, path) };
+        let file = self.disk.call(request, |live| live.share_byte(path, byte))?;
+        Ok(Box::new(SimSharedByte { disk: Arc::clone(&self.disk), file, byte }))
+    }
+
+    fn lowest_shared_byte(&self, path: &Path, through: u64) -> io::Result<Option<u64>> {
+        let request = Request { offset: through, ..Request::on(OpKind::LowestSharedByte, path) };
+        self.disk.call(request, |live| live.lowest_shared_byte(path, through))
     }
 
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {

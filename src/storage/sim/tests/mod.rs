@@ -188,7 +188,17 @@ fn abilities_can_be_taken_away() {
     let file = create(&sim, "f", &[1; 8192]);
     assert_eq!(file.resident(0, 1).unwrap(), None);
     assert!(file.direct());
-    sim.set_abilities(Abilities { direct: false, map: false, allocate: false, punch: false, resident: Some(true) });
+    let abilities = Abilities {
+        direct: false,
+        map: false,
+        allocate: false,
+        punch: false,
+        share_bytes: false,
+        resident: Some(true),
+    };
+    sim.set_abilities(abilities);
+    assert_eq!(sim.share_byte(&path("READERS"), 1).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(sim.lowest_shared_byte(&path("READERS"), 1).unwrap_err().kind(), ErrorKind::Unsupported);
     assert_eq!(file.map(1).unwrap_err().kind(), ErrorKind::Unsupported);
     assert_eq!(file.allocate(0, 1).unwrap_err().kind(), ErrorKind::Unsupported);
     assert_eq!(file.punch(0, 1).unwrap_err().kind(), ErrorKind::Unsupported);
