@@ -39,7 +39,7 @@ class Body:
         found["shape"] = self.list(lambda: self.take("Q"))
         found["attributes"] = self.list(lambda: (self.string().decode(), self.string()))
         found["segment"], found["offset"], found["length"], found["crc"] = self.take("QQQI")
-        return {**found, "chunk_crcs": self.list(lambda: self.take("I")), "frame_offset": self.take("Q")}
+        return {**found, "chunk_crcs": self.list(lambda: self.take("I")), "frame_offset": self.take("Q"), "origin": self.take("Q")}
 
 
 def sealed(data, magic):
@@ -70,8 +70,8 @@ class Store:
         # Made since the manifest was written; others were left behind by a compaction.
         for number in sorted({number for number in found if number >= self.next_segment} | set(self.segments)):
             self.read_segment(number, path / "segments" / f"{number:08}.seg")
-        for seq in self.accepted():
-            self.values.update((entry["key"], entry) for entry in self.commits[seq]["entries"])
+        entries = [(e["origin"] or seq, seq, e) for seq in self.accepted() for e in self.commits[seq]["entries"]]
+        self.values.update((entry["key"], entry) for *_, entry in sorted(entries, key=lambda line: line[:2]))
         self.values = [entry for _, entry in sorted(self.values.items()) if entry["kind"] != DELETE]
 
     def read_manifest(self, path):
@@ -84,7 +84,7 @@ class Store:
             raise Damage(f"{path}: wrong checksum")
         body = Body(data[64:-4])
         self.id, self.covered, self.next_segment, _, _ = body.take("16sQQQQ")
-        self.segments = {record[0]: record for record in body.list(lambda: body.take("QQQIBQQ"))}
+        self.segments = {record[0]: record for record in body.list(lambda: body.take("QQQIBQQQQQQQ"))}
 
     def read_segment(self, number, path):
         _, salt, end, _, is_sealed, *_ = self.segments.get(number, (number, None, BLOCK, 0, 0))

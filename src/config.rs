@@ -65,3 +65,47 @@ pub(crate) const OPEN_ATTEMPTS: usize = 16;
 
 /// How long a commit waits for the background flush of the index before it is refused.
 pub(crate) const FLUSH_PATIENCE: Duration = Duration::from_secs(120);
+
+/// The shortest hole that is punched. A shorter one is left to compaction: each costs a call and an extent of the file
+/// system's own bookkeeping.
+pub(crate) const HOLE_BYTES_MIN: u64 = 16 << 10;
+
+/// How many holes may wait to be punched, about; what is beyond is found again later. 16 bytes each.
+pub(crate) const HOLES_MAX: usize = 1 << 20;
+
+/// Space is given back once this much died, or an eighth of what lives, whichever is more, however few keys that were.
+pub(crate) const DEAD_BYTES_STEP: u64 = 64 << 20;
+
+/// A segment that is still written to is ended early once this much of it is dead, and more than half.
+pub(crate) const DEAD_TAIL_BYTES: u64 = 16 << 20;
+
+/// How much compaction copies with one commit, at most. Nobody waits for it but the store's close.
+pub(crate) const COMPACTION_BATCH_BYTES: u64 = 32 << 20;
+
+/// How many entries it repeats with one commit, and the bytes of their keys and attributes, at most.
+pub(crate) const COMPACTION_BATCH_ENTRIES: usize = 4096;
+
+/// See [`COMPACTION_BATCH_ENTRIES`].
+pub(crate) const COMPACTION_BATCH_ENTRY_BYTES: usize = 4 << 20;
+
+/// Less than this is never worth a rewrite: the header and the frame of the copy take two blocks themselves.
+pub(crate) const WASTE_BYTES_MIN: u64 = 16 << 10;
+
+/// `Store::compact` rewrites a segment that wastes this many percent of what it takes.
+pub(crate) const COMPACTION_PERCENT: u64 = 10;
+
+/// In the background, segments are rewritten while all of them together take this many percent more than what lives.
+pub(crate) const BACKGROUND_EXCESS_PERCENT: u64 = 25;
+
+/// And this much more: in a small store the copies would cost more than they give back.
+pub(crate) const BACKGROUND_SLACK_BYTES: u64 = 64 << 20;
+
+/// And then those that waste this many percent.
+pub(crate) const BACKGROUND_PERCENT: u64 = 20;
+
+/// How fast compaction copies in the background when nothing else is asked for: a fraction of what a disk does, so that
+/// reads beside it hardly notice.
+pub(crate) const BACKGROUND_BYTES_PER_SECOND: u64 = 128 << 20;
+
+/// How often the background looks whether what waits to be given back is still seen.
+pub(crate) const RECLAIM_PAUSE: Duration = Duration::from_secs(1);

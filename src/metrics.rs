@@ -28,6 +28,14 @@ pub struct Metrics {
     pub index_flush_failures: u64,
     /// Syncs of segment files.
     pub segment_syncs: u64,
+    /// Files of segments removed in which nothing lived.
+    pub segments_removed: u64,
+    /// Bytes given back where dead values lay in segments that stay.
+    pub bytes_punched: u64,
+    /// Bytes of values copied by compaction.
+    pub bytes_compacted: u64,
+    /// Keys evicted to make room.
+    pub keys_evicted: u64,
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +50,10 @@ pub(crate) struct Counters {
     pub(crate) checksum_failures: AtomicU64,
     pub(crate) index_flushes: AtomicU64,
     pub(crate) index_flush_failures: AtomicU64,
+    pub(crate) segments_removed: AtomicU64,
+    pub(crate) bytes_punched: AtomicU64,
+    pub(crate) bytes_compacted: AtomicU64,
+    pub(crate) keys_evicted: AtomicU64,
 }
 
 impl Counters {
@@ -63,6 +75,10 @@ impl Counters {
             index_flushes: read(&self.index_flushes),
             index_flush_failures: read(&self.index_flush_failures),
             segment_syncs: 0,
+            segments_removed: read(&self.segments_removed),
+            bytes_punched: read(&self.bytes_punched),
+            bytes_compacted: read(&self.bytes_compacted),
+            keys_evicted: read(&self.keys_evicted),
         }
     }
 }

@@ -117,6 +117,16 @@ pub struct SegmentRecord {
     pub live_bytes: u64,
     /// The bytes of all blobs that were written to it.
     pub blob_bytes: u64,
+    /// The keys that lead to a blob in it; a blob may have no bytes.
+    pub live_values: u64,
+    /// The room that live blobs take: each one's bytes, rounded up to what its place is a multiple of.
+    pub live_room: u64,
+    /// The puts in its frames.
+    pub values: u64,
+    /// As of which commit the oldest put in it counts; 0 when there is none.
+    pub oldest_put: Seq,
+    /// As of which commit the newest delete in it counts; 0 when there is none.
+    pub newest_delete: Seq,
 }
 
 /// What the manifest knows of an index run.
@@ -133,7 +143,7 @@ pub struct RunRecord {
 }
 
 /// The bytes of one encoded [`SegmentRecord`].
-const SEGMENT_RECORD_BYTES: usize = 8 + 8 + 8 + 4 + 1 + 8 + 8;
+const SEGMENT_RECORD_BYTES: usize = 8 + 8 + 8 + 4 + 1 + 8 + 8 + 8 + 8 + 8 + 8 + 8;
 /// The bytes of one encoded [`RunRecord`].
 const RUN_RECORD_BYTES: usize = 8 + 8 + 8 + 4;
 /// The bytes of an encoded body without any record.
@@ -272,6 +282,12 @@ impl Manifest {
             within("a segment's end", segment.end, SEGMENT_BYTES_MAX)?;
             let digest_is_possible = segment.end > BLOCK_BYTES || segment.previous_digest == 0;
             require(digest_is_possible, "a segment without frames that names the digest of one")?;
+            require(segment.live_values <= segment.values, "a segment with more values alive than were put")?;
+            require(segment.live_bytes <= segment.blob_bytes, "a segment with more bytes alive than were put")?;
+            require(
+                segment.live_bytes <= segment.live_room,
+                "a segment whose live bytes take less room than they are",
+            )?;
         }
         require(last < self.next_segment, "a segment with a number not yet given")?;
 
@@ -313,6 +329,11 @@ mod tests {
             sealed: id.is_multiple_of(2),
             live_bytes: 100,
             blob_bytes: 200,
+            live_values: 3,
+            live_room: 768,
+            values: 4,
+            oldest_put: Seq(7),
+            newest_delete: Seq(70),
         }
     }
 

@@ -54,6 +54,11 @@ fn manifest() -> Vec<u8> {
         sealed: true,
         live_bytes: 7,
         blob_bytes: 8,
+        live_values: 1,
+        live_room: 256,
+        values: 2,
+        oldest_put: Seq(3),
+        newest_delete: Seq(4),
     };
     let run = RunRecord { id: RunId(1), entries: 2, bytes: 16_384, header_crc: 3 };
     let manifest = Manifest {

@@ -81,6 +81,11 @@ fn a_manifest_has_the_bytes_of_the_specification() {
         sealed,
         live_bytes: 1000 * id,
         blob_bytes: 2000 * id,
+        live_values: 3 * id,
+        live_room: 1024 * id,
+        values: 4 * id,
+        oldest_put: Seq(5 * id),
+        newest_delete: Seq(6 * id),
     };
     let run = |id| RunRecord { id: RunId(id), entries: 10 * id, bytes: 16_384, header_crc: 0xdead_beef };
     let manifest = Manifest {
@@ -139,9 +144,13 @@ impl Segment {
             entries.push(Entry { offset: payload.len() as u64, crc: crc32(bytes), chunk_crcs: chunks, ..entry });
             payload.extend_from_slice(bytes);
         }
-        payload.resize(payload.len().next_multiple_of(4096), 0);
         entries.extend_from_slice(rest);
-        let body = EncodedBody::new(&entries).unwrap();
+        self.commit_laid_out(seq, synced_through, flags, payload, &entries);
+    }
+
+    fn commit_laid_out(&mut self, seq: u64, synced_through: u64, flags: u32, mut payload: Vec<u8>, entries: &[Entry]) {
+        payload.resize(payload.len().next_multiple_of(4096), 0);
+        let body = EncodedBody::new(entries).unwrap();
         let start = self.bytes.len();
         self.bytes.resize(start + body.frame_len() as usize, 0);
         let fields = PreludeFields {
@@ -161,7 +170,20 @@ impl Segment {
 
     fn record(&self, end: u64, previous_digest: u32, sealed: bool) -> SegmentRecord {
         let id = self.header.segment;
-        SegmentRecord { id, salt: self.header.salt, end, previous_digest, sealed, live_bytes: 0, blob_bytes: 0 }
+        SegmentRecord {
+            id,
+            salt: self.header.salt,
+            end,
+            previous_digest,
+            sealed,
+            live_bytes: 0,
+            blob_bytes: 0,
+            live_values: 0,
+            live_room: 0,
+            values: 0,
+            oldest_put: Seq::ZERO,
+            newest_delete: Seq::ZERO,
+        }
     }
 }
 
@@ -186,9 +208,20 @@ fn golden_store() -> Vec<(String, Vec<u8>)> {
         &[("layers.0.w", Dtype::BF16, &[3], &[1, 2, 3, 4, 5, 6]), ("empty", Dtype::I8, &[0, 7], &[])],
         &[alias],
     );
+    // Compaction's: a value moved, one that was replaced since and stays so, and a delete.
+    let mut moved = Segment::new(4);
+    let mut repeated: Vec<Entry> = Vec::new();
+    let mut payload = block.clone();
+    payload.resize(8192, 0);
+    payload.extend_from_slice(&floats);
+    repeated.push(Entry { crc: crc32(&block), origin: Seq(2), ..Entry::put(b"block", Dtype::U8, &[5000]) });
+    let stale = Entry::put(b"layers.0.w", Dtype::F32, &[2, 3]);
+    repeated.push(Entry { offset: 8192, crc: crc32(&floats), origin: Seq(1), ..stale });
+    repeated.push(Entry { origin: Seq(3), ..Entry::delete(b"deleted") });
+    moved.commit_laid_out(5, 4, PAYLOAD_SYNCED, payload, &repeated);
     // The torn tail: a frame that reached the disk before its payload did, and was never acknowledged.
     let whole = small.bytes.len();
-    small.commit(5, 4, 0, &[("torn", Dtype::U8, &[4], b"torn")], &[]);
+    small.commit(6, 4, 0, &[("torn", Dtype::U8, &[4], b"torn")], &[]);
     let torn = whole + 4096;
     small.bytes[torn..torn + 4].fill(0);
 
@@ -208,6 +241,7 @@ fn golden_store() -> Vec<(String, Vec<u8>)> {
         ("segments/00000001.seg".into(), small.bytes),
         ("segments/00000002.seg".into(), cut.bytes),
         ("segments/00000003.seg".into(), large.bytes),
+        ("segments/00000004.seg".into(), moved.bytes),
     ]
 }
 

@@ -46,7 +46,7 @@ fn some_entry() -> impl Strategy<Value = Entry> {
 }
 
 fn fields(payload_len: u64) -> impl Strategy<Value = PreludeFields> {
-    (any::<u64>(), 1u64..1 << 40, 1..=u64::MAX, any::<u64>(), any::<u32>(), 1u16.., any::<u16>(), any::<bool>())
+    (any::<u64>(), 1u64..1 << 40, 31..=u64::MAX, any::<u64>(), any::<u32>(), 1u16.., any::<u16>(), any::<bool>())
         .prop_map(move |(salt, block, seq, synced, previous_digest, parts, part, payload_synced)| PreludeFields {
             salt: Salt(salt),
             offset: block * limits::BLOCK_BYTES,
@@ -61,7 +61,11 @@ fn fields(payload_len: u64) -> impl Strategy<Value = PreludeFields> {
 }
 
 fn commit() -> impl Strategy<Value = (Vec<Entry>, PreludeFields)> {
-    vec(some_entry(), 0..30).prop_flat_map(|entries| {
+    (vec(some_entry(), 0..30), any::<bool>()).prop_flat_map(|(mut entries, repeats)| {
+        if repeats {
+            entries.retain(|entry| entry.kind != EntryKind::Alias);
+            entries.iter_mut().zip(1..).for_each(|(entry, origin)| entry.origin = Seq(origin));
+        }
         let puts = entries.iter().filter(|entry| entry.kind == EntryKind::Put);
         let end = puts.map(|entry| entry.offset + entry.length).max().unwrap_or(0);
         (Just(entries), fields(end.next_multiple_of(limits::BLOCK_BYTES)))
@@ -69,7 +73,7 @@ fn commit() -> impl Strategy<Value = (Vec<Entry>, PreludeFields)> {
 }
 
 fn some_manifest() -> impl Strategy<Value = Manifest> {
-    let segment = (any::<u64>(), 1u64..1 << 40, any::<u32>(), any::<bool>(), any::<u64>(), any::<u64>());
+    let segment = (any::<u64>(), 1u64..1 << 40, any::<u32>(), any::<bool>(), any::<[u64; 4]>(), any::<[u64; 2]>());
     let segments = proptest::collection::btree_map(1u64..1000, segment, 0..40);
     let runs = proptest::collection::btree_map(1u64..1000, (any::<u64>(), any::<u64>(), any::<u32>()), 0..10);
     (any::<[u8; 16]>(), any::<[u64; 4]>(), segments, runs, 0..=limits::SEGMENT_BYTES_MAX).prop_map(
@@ -81,14 +85,19 @@ fn some_manifest() -> impl Strategy<Value = Manifest> {
             next_run: RunId(runs.keys().max().map_or(1, |last| last + 1)),
             segments: segments
                 .into_iter()
-                .map(|(id, (salt, blocks, digest, sealed, live_bytes, blob_bytes))| SegmentRecord {
+                .map(|(id, (salt, blocks, digest, sealed, [a, b, c, d], [oldest, newest]))| SegmentRecord {
                     id: SegmentId(id),
                     salt: Salt(salt),
                     end: blocks * limits::BLOCK_BYTES,
                     previous_digest: if blocks > 1 { digest } else { 0 },
                     sealed,
-                    live_bytes,
-                    blob_bytes,
+                    live_bytes: a.min(b),
+                    blob_bytes: a.max(b),
+                    live_values: c.min(d),
+                    live_room: a.min(b).saturating_add(oldest),
+                    values: c.max(d),
+                    oldest_put: Seq(oldest),
+                    newest_delete: Seq(newest),
                 })
                 .collect(),
             runs: runs

@@ -14,4 +14,4 @@ mod version;
 pub(crate) use merge::{merge_count, merge_layers};
 pub(crate) use overlay::Overlay;
 pub(crate) use run::{NewRun, Run, write_run};
-pub(crate) use version::Version;
+pub(crate) use version::{Hold, Version};

@@ -35,14 +35,18 @@ impl Version {
         Self { hold: Arc::new(()), seq, overlay: Overlay::default(), frozen: Overlay::default(), runs: runs.into() }
     }
 
+    /// The latest entry of a key: a put, a delete, or nothing at all.
+    pub(crate) fn lookup(&self, key: &[u8]) -> Result<Option<Arc<IndexEntry>>> {
+        let key = HashedKey::new(key);
+        match self.latest(&key) {
+            Some(entry) => Ok(Some(Arc::clone(entry))),
+            None => Ok(self.in_runs(&key, Run::get)?.map(Arc::new)),
+        }
+    }
+
     /// The entry under a key, if it leads to a value.
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Arc<IndexEntry>>> {
-        let key = HashedKey::new(key);
-        let latest = match self.latest(&key) {
-            Some(entry) => Some(Arc::clone(entry)),
-            None => self.in_runs(&key, Run::get)?.map(Arc::new),
-        };
-        Ok(latest.filter(|entry| entry.kind == IndexKind::Put))
+        Ok(self.lookup(key)?.filter(|entry| entry.kind == IndexKind::Put))
     }
 
     /// Whether a key leads to a value. Takes no memory.

@@ -204,7 +204,7 @@ fn carry_out(core: &Core, group: Vec<SmallCommit>) -> Vec<Result<()>> {
 }
 
 /// Syncs and publishes a commit that is written.
-fn finish(core: &Core, seq: Seq, durable: bool) -> Result<()> {
+pub(crate) fn finish(core: &Core, seq: Seq, durable: bool) -> Result<()> {
     let committer = &core.writer()?.committer;
     if durable {
         committer.sync_through(seq)?;
@@ -218,7 +218,7 @@ fn finish(core: &Core, seq: Seq, durable: bool) -> Result<()> {
     Ok(())
 }
 
-fn encode(core: &Core, entries: &[Entry]) -> Result<EncodedBody> {
+pub(crate) fn encode(core: &Core, entries: &[Entry]) -> Result<EncodedBody> {
     EncodedBody::new(entries).map_err(|error| match error {
         alight_format::FormatError::LimitExceeded { what, value, limit } => Error::LimitExceeded { what, value, limit },
         error => Error::format(core.layout.root(), error),
@@ -249,6 +249,7 @@ fn lay_out_changes(changes: Vec<Change<'_>>) -> (Vec<Entry>, Vec<Blob<'_>>, u64)
                     length,
                     crc: 0,
                     chunk_crcs: vec![0; limits::chunk_count(length) as usize],
+                    origin: Seq::ZERO,
                 };
                 blobs.push(Blob::new(value, offset));
                 entry
@@ -258,7 +259,13 @@ fn lay_out_changes(changes: Vec<Change<'_>>) -> (Vec<Entry>, Vec<Blob<'_>>, u64)
     (entries, blobs, payload_len)
 }
 
-fn stream_payload(core: &Core, tail: &Tail, frame_len: u64, payload_len: u64, blobs: &mut [Blob<'_>]) -> Result<()> {
+pub(crate) fn stream_payload(
+    core: &Core,
+    tail: &Tail,
+    frame_len: u64,
+    payload_len: u64,
+    blobs: &mut [Blob<'_>],
+) -> Result<()> {
     // Zeros where the frame will be: the file system then has its blocks in order with the payload's sync, and the
     // frame's own sync, an overwrite, costs no journal commit (0.6 instead of 1.9 ms on a virtual disk with ext4).
     let mut stream = PayloadStream::new(blobs, frame_len);
@@ -283,6 +290,6 @@ fn fill_in_checksums(entries: &mut [Entry], blobs: &mut [Blob<'_>]) {
 }
 
 /// The index's view of a commit that has no place yet.
-fn index_entries(entries: Vec<Entry>) -> Vec<IndexEntry> {
+pub(crate) fn index_entries(entries: Vec<Entry>) -> Vec<IndexEntry> {
     entries.into_iter().map(|entry| index_entry(entry, Seq::ZERO, SegmentId(0), 0, 0)).collect()
 }

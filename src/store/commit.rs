@@ -62,6 +62,8 @@ pub(crate) struct Written {
     pub(crate) end: u64,
     pub(crate) digest: u32,
     pub(crate) entries: Vec<IndexEntry>,
+    /// Whether it is compaction's own, and repeats what earlier commits did.
+    pub(crate) repeats: bool,
 }
 
 struct Log {
@@ -196,6 +198,7 @@ impl Committer {
                 end: offset,
                 digest,
                 entries: std::mem::take(&mut commit.entries),
+                repeats: false,
             });
             previous_digest = digest;
             seq = seq.next();
@@ -261,7 +264,7 @@ impl Committer {
         }
     }
 
-    /// Writes the frame of a large commit, whose payload is durable in `tail` already.
+    /// Writes the frame of a large commit, or of one of compaction, whose payload is durable in `tail` already.
     pub(crate) fn write_large(
         &self,
         mut tail: Tail,
@@ -286,6 +289,8 @@ impl Committer {
             part: 0,
             parts: 1,
         };
+        // Entries that repeat earlier ones have their numbers already.
+        let repeats = entries.iter().any(|entry| entry.seq != Seq::ZERO);
         let digest = body.write_frame(&fields, &mut frame);
         let mut slices = [IoSlice::new(&frame)];
         if let Err(source) = write_all_vectored_at(&*tail.file, &mut slices, tail.offset, Caching::Direct) {
@@ -305,6 +310,7 @@ impl Committer {
             end: tail.offset,
             digest,
             entries,
+            repeats,
         });
         if tail.offset < self.segment_bytes && !tail.single {
             log.spare.push(tail);
@@ -366,6 +372,34 @@ impl Committer {
         Ok(())
     }
 
+    /// Gives back the space that was taken ahead in segments that nobody is writing to now. It is taken again when needed.
+    pub(crate) fn give_back_ahead(&self) -> Result<()> {
+        let mut log = self.log.lock();
+        let Log { small, spare, .. } = &mut *log;
+        for tail in small.iter_mut().chain(spare) {
+            tail.file.truncate(tail.offset).map_err(Error::io("trim", &tail.segment.path))?;
+            tail.allocated = tail.offset;
+        }
+        Ok(())
+    }
+
+    /// Ends the segments that nobody is writing to now and for which `ripe` says so, so that space in them can be given
+    /// back. Later commits begin others.
+    pub(crate) fn seal_tails(&self, ripe: impl Fn(&Segment) -> bool) {
+        let mut log = self.log.lock();
+        // One without a commit has nothing to give back.
+        let ends = |tail: &Tail| tail.offset > FIRST_FRAME && ripe(&tail.segment);
+        if log.small.as_ref().is_some_and(ends)
+            && let Some(full) = log.small.take()
+        {
+            retire(full);
+        }
+        let (full, spare) = std::mem::take(&mut log.spare).into_iter().partition(ends);
+        log.spare = spare;
+        let full: Vec<Tail> = full;
+        full.into_iter().for_each(retire);
+    }
+
     fn open_tail(&self, log: &mut Log, total: u64) -> Result<Tail> {
         // A spare segment of the other kind serves as well as a fresh one.
         if let Some(index) = log.spare.iter().position(|tail| tail.offset + total <= self.segment_bytes) {
@@ -420,7 +454,9 @@ fn reserve(tail: &mut Tail, total: u64, segment_bytes: u64) -> Result<()> {
 /// Fills in what the entries could not know before the commit had its place.
 fn place(entries: &mut [IndexEntry], seq: Seq, segment: &Segment, frame_offset: u64, payload: u64) {
     for entry in entries {
-        entry.seq = seq;
+        if entry.seq == Seq::ZERO {
+            entry.seq = seq;
+        }
         entry.segment = segment.id;
         entry.frame_offset = frame_offset;
         if entry.kind == IndexKind::Put {

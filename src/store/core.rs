@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use alight_format::Manifest;
+use alight_format::{Manifest, SegmentRecord};
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use crate::config::{FLUSH_PATIENCE, OVERLAY_BACKLOG_FACTOR};
+use crate::config::{DEAD_BYTES_STEP, FLUSH_PATIENCE, OVERLAY_BACKLOG_FACTOR};
 use crate::error::{Error, Result};
 use crate::index::Version;
 use crate::io::Windows;
@@ -21,7 +21,9 @@ use crate::store::group::Group;
 use crate::store::layout::Layout;
 use crate::store::options::{Durability, Maintenance, StoreOptions};
 use crate::store::publish::publish;
-use crate::store::segment::{Segment, Segments};
+use crate::store::reclaim::Reclaim;
+use crate::store::segment::{Accounting, Segment, Segments};
+use crate::store::snapshot::Snapshots;
 
 /// An open store's parts.
 pub(crate) struct Core {
@@ -37,6 +39,8 @@ pub(crate) struct Core {
     pub(crate) closed: AtomicBool,
     /// Shared by commits in flight; taken alone by whoever closes the store, so that it waits for them.
     pub(crate) gate: RwLock<()>,
+    /// Snapshots that callers hold.
+    pub(crate) snapshots: Snapshots,
     version: RwLock<Arc<Version>>,
     writer: Option<Writer>,
 }
@@ -50,8 +54,22 @@ pub(crate) struct Writer {
     publishing: Mutex<()>,
     /// The manifest as it is on the disk. Held through every flush, so there is one at a time.
     pub(crate) manifest: Mutex<Manifest>,
-    maintenance: Maintenance,
-    overlay_entries_max: usize,
+    /// The highest generation of a manifest that was ever to be put in place.
+    pub(crate) attempted: AtomicU64,
+    pub(crate) maintenance: Maintenance,
+    pub(crate) overlay_entries_max: usize,
+    /// What waits to be given back. Taken after the manifest's lock, before the publisher's.
+    pub(crate) reclaim: Mutex<Reclaim>,
+    /// Held by the one compaction at a time.
+    pub(crate) compacting: Mutex<()>,
+    /// How fast compaction copies in the background; not at all without.
+    pub(crate) background_bytes_per_second: Option<u64>,
+    /// How much may be wasted before it does.
+    pub(crate) background_slack_bytes: u64,
+    /// Bytes of values that died since the index was last written out.
+    pub(crate) died: AtomicU64,
+    /// After how many of them space is given back.
+    dead_step: AtomicU64,
     /// What the maintenance thread waits for, and what those wait for who wait for it.
     pub(crate) wanted: Mutex<Wanted>,
     pub(crate) signal: Condvar,
@@ -87,6 +105,7 @@ impl Core {
             small_commit_bytes_max: options.small_commit_bytes_max,
             closed: AtomicBool::new(false),
             gate: RwLock::default(),
+            snapshots: Snapshots::default(),
             version: RwLock::new(Arc::new(version)),
             writer,
         }
@@ -95,6 +114,14 @@ impl Core {
     /// The latest published state.
     pub(crate) fn version(&self) -> Arc<Version> {
         Arc::clone(&self.version.read())
+    }
+
+    /// The latest published state with the accounts of its segments, but for those that no manifest names any more.
+    pub(crate) fn version_and_accounts(&self) -> (Arc<Version>, Vec<(Arc<Segment>, Accounting)>) {
+        let _turn = self.writer.as_ref().map(|writer| writer.publishing.lock());
+        let kept = self.segments.all().into_iter().filter(|segment| !segment.is_condemned());
+        let accounts = kept.map(|segment| (Arc::clone(&segment), *segment.accounting.lock())).collect();
+        (self.version(), accounts)
     }
 
     /// The write side.
@@ -120,7 +147,8 @@ impl Core {
         }
         let mut version = Version::clone(&self.version());
         for commit in commits {
-            publish(&mut version, &self.segments, commit);
+            let died = publish(&mut version, &self.segments, commit);
+            writer.died.fetch_add(died, Ordering::Relaxed);
         }
         *self.version.write() = Arc::new(version);
     }
@@ -134,10 +162,25 @@ impl Core {
         outcome
     }
 
-    /// Has the index written out when enough has gathered.
+    /// Whether so much died that space is to be given back.
+    pub(crate) fn much_died(&self) -> bool {
+        self.writer
+            .as_ref()
+            .is_some_and(|writer| writer.died.load(Ordering::Relaxed) >= writer.dead_step.load(Ordering::Relaxed))
+    }
+
+    /// Counts anew what dies, from the state that these lines describe.
+    pub(crate) fn set_dead_step(&self, records: &[SegmentRecord]) {
+        let Some(writer) = &self.writer else { return };
+        let live: u64 = records.iter().map(|record| record.live_bytes).sum();
+        writer.dead_step.store(DEAD_BYTES_STEP.max(live / 8), Ordering::Relaxed);
+        writer.died.store(0, Ordering::Relaxed);
+    }
+
+    /// Has the index written out when enough has gathered in memory, or died on the disk.
     pub(crate) fn maintain_when_due(&self) -> Result<()> {
         let writer = self.writer()?;
-        if self.version().overlay.len() < writer.overlay_entries_max {
+        if self.version().overlay.len() < writer.overlay_entries_max && !self.much_died() {
             return Ok(());
         }
         match writer.maintenance {
@@ -197,9 +240,16 @@ impl Writer {
             committer,
             group: Group::default(),
             publishing: Mutex::default(),
+            attempted: AtomicU64::new(manifest.generation),
             manifest: Mutex::new(manifest),
             maintenance: options.maintenance,
             overlay_entries_max: options.overlay_entries_max,
+            reclaim: Mutex::default(),
+            compacting: Mutex::default(),
+            background_bytes_per_second: options.background_compaction,
+            background_slack_bytes: options.background_slack_bytes,
+            died: AtomicU64::new(0),
+            dead_step: AtomicU64::new(DEAD_BYTES_STEP),
             wanted: Mutex::default(),
             signal: Condvar::new(),
             lock: Mutex::new(Some(lock)),
@@ -229,6 +279,12 @@ impl Core {
             self.storage.remove(path).map_err(Error::io("remove", path))?;
         }
         Ok(())
+    }
+
+    /// Removes segments that an earlier process condemned, or leaves them to later where somebody may see them.
+    pub(crate) fn take_over_condemned(&self, files: Vec<(PathBuf, u64)>, generation: u64) -> Result<()> {
+        self.writer()?.reclaim.lock().take_over(files, generation);
+        self.reclaim()
     }
 
     /// After recovery cut torn commits: writes the manifest that says where the cut segments end, and only then gives

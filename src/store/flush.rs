@@ -4,28 +4,34 @@
 //! - Everything that a run leads to is durable before the manifest names the run.
 //! - A run is written whole, synced and given its name, and that name made durable, before the manifest names it; a
 //!   replaced run is removed only after a manifest without it is durable.
+//! - A segment that the manifest is not to name any more is condemned by the state of the very version that the manifest
+//!   covers; it stays as it is until that manifest is durable.
 //! - One flush at a time. Commits go on beside it, into a new overlay.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use alight_format::{IndexKind, Manifest, RunId, RunRecord};
+use alight_format::{IndexKind, Manifest, RunId, RunRecord, SegmentId, SegmentRecord};
 
-use crate::config::{RUN_GROWTH, RUN_GROWTH_AT_CLOSE};
+use crate::config::{DEAD_TAIL_BYTES, RECLAIM_PAUSE, RUN_GROWTH, RUN_GROWTH_AT_CLOSE};
 use crate::error::Result;
 use crate::index::{NewRun, Overlay, Run, Version, merge_count, merge_layers, write_run};
 use crate::metrics::Counters;
 use crate::store::core::{Core, Writer};
 use crate::store::manifest;
+use crate::store::segment::Segment;
+use crate::store::space::{self, Held};
 
 /// Why the index is written out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Occasion {
     /// Enough has gathered in memory.
     Full,
+    /// Space is to be given back.
+    Space,
     /// Recovery cut something: there is a new manifest even if nothing in it is new but its generation.
     Recovered,
     /// The store is being closed.
@@ -36,6 +42,11 @@ impl Core {
     /// [`flush`](Core::flush), with its outcome in the metrics and told to whoever waits for it.
     pub(crate) fn flush_counted(&self, occasion: Occasion) -> Result<()> {
         let outcome = self.flush(occasion);
+        if outcome.is_ok()
+            && let Err(error) = self.reclaim()
+        {
+            tracing::warn!(%error, "space could not be given back; it is tried again");
+        }
         let writer = self.writer()?;
         let mut wanted = writer.wanted.lock();
         wanted.flushes += 1;
@@ -60,11 +71,15 @@ impl Core {
         let writer = self.writer()?;
         let mut manifest = writer.manifest.lock();
         writer.committer.check()?;
+        let mut condemned = BTreeSet::new();
         let (frozen, mut next) = self.change_version(|version| {
             debug_assert!(version.frozen.is_empty(), "one flush at a time");
             version.frozen = std::mem::take(&mut version.overlay);
             // No commit is published meanwhile, so the segments' ends are those of this very version.
-            let (segments, next_segment) = self.segments.records();
+            let (mut segments, next_segment) = self.segments.records();
+            condemned = self.condemned(&segments);
+            segments.retain(|record| !condemned.contains(&record.id));
+            self.set_dead_step(&segments);
             let next = Manifest {
                 // Out of reach of a note that a failed sync left about this generation or the next.
                 generation: manifest.generation + if occasion == Occasion::Recovered { 2 } else { 1 },
@@ -75,6 +90,9 @@ impl Core {
             };
             (version.clone(), next)
         });
+        // Readers of the manifest that is in place may see what this one does without. So may those of one that was put in
+        // place by an attempt that failed afterwards: the next one gets the same number.
+        let through_generation = writer.attempted.fetch_max(next.generation, Ordering::AcqRel).max(manifest.generation);
         match self.write_out(writer, &frozen, &manifest, &mut next, occasion) {
             Ok(replaced) => {
                 let obsolete: Vec<RunId> = replaced.iter().map(|run| run.id()).collect();
@@ -82,6 +100,7 @@ impl Core {
                 writer.committer.generation.store(manifest.generation, Ordering::Release);
                 drop(replaced);
                 self.remove_runs(&obsolete);
+                self.note_dead(writer, &frozen, &manifest, condemned, through_generation);
                 Ok(())
             }
             Err(error) => {
@@ -98,6 +117,19 @@ impl Core {
         }
     }
 
+    /// The segments that a manifest of these need not name.
+    fn condemned(&self, records: &[SegmentRecord]) -> BTreeSet<SegmentId> {
+        let held: Vec<Held> = records
+            .iter()
+            .map(|&record| {
+                let segment = self.segments.get(record.id);
+                let deletes_carried = segment.is_some_and(|segment| segment.deletes_carried.load(Ordering::Acquire));
+                Held { record, deletes_carried }
+            })
+            .collect();
+        space::condemn(&held)
+    }
+
     /// Returns the runs that the new manifest no longer names.
     fn write_out(
         &self,
@@ -112,6 +144,9 @@ impl Core {
             let unchanged = Manifest { generation: next.generation, ..current.clone() };
             if occasion == Occasion::Recovered || *next != unchanged {
                 manifest::write(&*self.storage, &self.layout, next)?;
+            } else {
+                // The one in place says all of it.
+                next.generation = current.generation;
             }
             return Ok(Vec::new());
         }
@@ -194,18 +229,40 @@ impl Core {
     pub(crate) fn maintenance_loop(&self) {
         let Ok(writer) = self.writer() else { return };
         loop {
-            {
+            let flush = {
                 let mut wanted = writer.wanted.lock();
-                while !wanted.flush && !wanted.shutdown {
-                    writer.signal.wait(&mut wanted);
+                if !wanted.flush && !wanted.shutdown {
+                    if writer.reclaim.try_lock().is_some_and(|reclaim| reclaim.is_empty()) {
+                        writer.signal.wait(&mut wanted);
+                    } else {
+                        // What waits for a snapshot or a reader is looked at again.
+                        writer.signal.wait_for(&mut wanted, RECLAIM_PAUSE);
+                    }
                 }
                 if wanted.shutdown {
                     return;
                 }
-                wanted.flush = false;
+                std::mem::take(&mut wanted.flush)
+            };
+            if !flush {
+                // Told by `stat`.
+                let _ = self.reclaim();
+                continue;
+            }
+            if self.much_died() {
+                writer.committer.seal_tails(is_mostly_dead);
             }
             // Its outcome is counted and told there.
-            let _ = self.flush_counted(Occasion::Full);
+            if self.flush_counted(Occasion::Full).is_ok() {
+                self.compact_in_background();
+            }
         }
     }
+}
+
+/// Whether a segment that is still written to is better ended, so that what died in it can be given back.
+fn is_mostly_dead(segment: &Segment) -> bool {
+    let accounting = *segment.accounting.lock();
+    let dead = accounting.blob_bytes - accounting.live_bytes;
+    dead >= DEAD_TAIL_BYTES && dead > accounting.blob_bytes / 2
 }

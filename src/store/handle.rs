@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::store::batch::Batch;
 use crate::store::commit::Committer;
+use crate::store::compact::{CompactOptions, CompactProgress, CompactReport};
 use crate::store::core::{Core, Writer};
 use crate::store::open;
 use crate::store::options::StoreOptions;
@@ -87,6 +88,7 @@ impl Store {
             opened.version.seq,
             writing.tails,
         );
+        let opened_generation = opened.manifest.generation;
         let writer = Writer::new(committer, opened.manifest, &options, writing.lock);
         let has_thread = writer.has_thread();
         let core = Arc::new(Core::new(opened.layout, &options, opened.segments, opened.version, Some(writer)));
@@ -95,6 +97,7 @@ impl Store {
         }
         // What no manifest names any more. One that could still come back after a power cut would, by now, not.
         core.remove_leftovers(&writing.leftovers)?;
+        core.take_over_condemned(writing.condemned, opened_generation)?;
         let thread = if has_thread {
             let core = Arc::clone(&core);
             let named = std::thread::Builder::new().name("alight-index".into());
@@ -149,7 +152,13 @@ impl Store {
 
     /// A view of the store as it is now, which later commits do not change. Costs next to nothing.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::new(self.clone(), self.open.core.version())
+        let core = &self.open.core;
+        Snapshot::new(self.clone(), core.version(), &core.snapshots)
+    }
+
+    /// What a single call sees.
+    fn view(&self) -> Snapshot {
+        Snapshot::of_a_call(self.clone(), self.open.core.version())
     }
 
     /// Reads a tensor to a device, verified. Blocks until it is there.
@@ -158,7 +167,7 @@ impl Store {
     /// [`Error::NotFound`]; [`Error::Damaged`] when the bytes on the disk are not those that were put; what the device
     /// says when it has no room.
     pub fn get(&self, key: impl AsRef<[u8]>, device: &Device) -> Result<Tensor> {
-        self.snapshot().get(key, device)
+        self.view().get(key, device)
     }
 
     /// Reads a tensor's bytes into host memory of at least its length, verified; says what it read. On an error the
@@ -167,7 +176,7 @@ impl Store {
     /// # Errors
     /// As [`get`](Store::get), and [`Error::DestinationTooSmall`].
     pub fn get_into(&self, key: impl AsRef<[u8]>, destination: &mut [u8]) -> Result<TensorInfo> {
-        self.snapshot().get_into(key, destination)
+        self.view().get_into(key, destination)
     }
 
     /// Reads some of a value's bytes, as `u8[len]`. Reads and verifies whole chunks of 1 MiB, and no more of them than
@@ -176,7 +185,7 @@ impl Store {
     /// # Errors
     /// As [`get`](Store::get), and [`Error::RangeOutOfBounds`].
     pub fn get_range(&self, key: impl AsRef<[u8]>, range: Range<u64>, device: &Device) -> Result<Tensor> {
-        self.snapshot().get_range(key, range, device)
+        self.view().get_range(key, range, device)
     }
 
     /// Reads several tensors, verified, into one piece of device memory of which each is a view. They come back in the
@@ -187,7 +196,7 @@ impl Store {
     /// # Errors
     /// As [`get`](Store::get), naming the key.
     pub fn get_many<K: AsRef<[u8]>>(&self, keys: impl IntoIterator<Item = K>, device: &Device) -> Result<Vec<Tensor>> {
-        self.snapshot().get_many(keys, device)
+        self.view().get_many(keys, device)
     }
 
     /// As [`get_many`](Store::get_many), into memory that is there: for who loads again and again, since taking gigabytes of
@@ -213,7 +222,7 @@ impl Store {
     /// # Errors
     /// As [`get`](Store::get); [`Error::Io`] when `out` fails.
     pub fn get_to_writer(&self, key: impl AsRef<[u8]>, out: &mut dyn Write) -> Result<TensorInfo> {
-        self.snapshot().get_to_writer(key, out)
+        self.view().get_to_writer(key, out)
     }
 
     /// What is known of a key's value, without reading it: about a microsecond.
@@ -221,7 +230,7 @@ impl Store {
     /// # Errors
     /// [`Error::InvalidKey`]; [`Error::Damaged`] when the index is.
     pub fn info(&self, key: impl AsRef<[u8]>) -> Result<Option<TensorInfo>> {
-        self.snapshot().info(key)
+        self.view().info(key)
     }
 
     /// The named bytes that were put beside a value. Reads the frame of the commit that put it.
@@ -229,7 +238,7 @@ impl Store {
     /// # Errors
     /// As [`get`](Store::get).
     pub fn attributes(&self, key: impl AsRef<[u8]>) -> Result<Vec<(String, Vec<u8>)>> {
-        self.snapshot().attributes(key)
+        self.view().attributes(key)
     }
 
     /// Whether a value is stored under a key.
@@ -237,13 +246,13 @@ impl Store {
     /// # Errors
     /// As [`info`](Store::info).
     pub fn contains(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        self.snapshot().contains(key)
+        self.view().contains(key)
     }
 
     /// The keys that begin with `prefix`, in order, with what is known of their values; an empty prefix means all. Sees
     /// the store as it is now.
     pub fn scan(&self, prefix: impl AsRef<[u8]>) -> Scan {
-        self.snapshot().scan(prefix)
+        self.view().scan(prefix)
     }
 
     /// Makes every commit so far survive power loss, the [`Eventual`](crate::Durability::Eventual) ones included.
@@ -259,6 +268,23 @@ impl Store {
         committer.sync_through(committer.last_written())?;
         core.publish();
         Ok(())
+    }
+
+    /// Gives back all the space that can be: rewrites segments of which a tenth or more is wasted, removes those in which
+    /// nothing lives, and punches holes where dead values lay. What a snapshot or a reader in another process still sees
+    /// stays until it is gone. Commits and reads go on meanwhile; a value that is damaged stays where it is and is told.
+    ///
+    /// Blocks until it is done, and copies at most the bytes that live; takes 10 MiB of memory. One at a time: a second
+    /// call waits for the first. What a crash cuts off is begun anew by the next call.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`], [`Error::Closed`], [`Error::WritesRefused`], [`Error::Io`]. Nothing is lost by a failure.
+    pub fn compact(
+        &self,
+        options: &CompactOptions,
+        mut progress: impl FnMut(CompactProgress),
+    ) -> Result<CompactReport> {
+        self.core()?.compact(options, &mut progress)
     }
 
     /// How large the store is, and what of it lives. Asks the file system about every file.

@@ -10,6 +10,7 @@
 
 mod batch;
 mod commit;
+mod compact;
 mod core;
 mod distrust;
 mod entropy;
@@ -23,17 +24,20 @@ mod options;
 mod publish;
 mod read;
 mod readers;
+mod reclaim;
 mod recover;
 mod scan;
 mod segment;
 mod snapshot;
+mod space;
 mod stat;
 mod verify;
 
 pub use batch::Batch;
+pub use compact::{CompactOptions, CompactProgress, CompactReport};
 pub use handle::Store;
 pub use options::{Durability, Maintenance, StoreOptions};
 pub use scan::Scan;
 pub use snapshot::Snapshot;
-pub use stat::Stat;
+pub use stat::{SnapshotStat, Stat};
 pub use verify::{VerifyProgress, VerifyReport};

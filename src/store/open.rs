@@ -50,6 +50,8 @@ pub(crate) struct Writing {
     pub(crate) cut: Vec<Arc<Segment>>,
     /// Files that a crash left behind and no manifest names.
     pub(crate) leftovers: Vec<std::path::PathBuf>,
+    /// Segments that a manifest named once, and that readers may still see; with the lengths of their files.
+    pub(crate) condemned: Vec<(std::path::PathBuf, u64)>,
     /// Whether a failed sync left word: it counts until the next manifest.
     pub(crate) distrusted: bool,
 }
@@ -201,7 +203,7 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     }
     let mut loaded = load(storage, &layout, &manifest)?;
     let (recovery, scans) = loaded.recover()?;
-    let Loaded { segments, mut version, leftovers, next_run, trusted, found, .. } = loaded;
+    let Loaded { segments, mut version, leftovers, condemned, next_run, trusted, found, .. } = loaded;
     manifest.next_run = next_run;
 
     // From here on the store is known to be sound, and is written to.
@@ -212,7 +214,7 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     }
     // There is no older manifest to fall back on, should the name of the first one be lost.
     let first_manifest = manifest.generation == FIRST_GENERATION;
-    if !leftovers.is_empty() || !found.is_empty() || first_manifest {
+    if !leftovers.is_empty() || !condemned.is_empty() || !found.is_empty() || first_manifest {
         settle_names(&**storage, &layout, &found, &files)?;
     }
     settle(&recovery, &files)?;
@@ -248,7 +250,7 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
         manifest,
         version,
         segments,
-        writing: Some(Writing { lock, tails, cut, leftovers, distrusted: trusted.is_some() }),
+        writing: Some(Writing { lock, tails, cut, leftovers, condemned, distrusted: trusted.is_some() }),
     })
 }
 
@@ -303,6 +305,8 @@ struct Loaded {
     open: Vec<Arc<Segment>>,
     /// Files that a crash left behind and no manifest names.
     leftovers: Vec<std::path::PathBuf>,
+    /// Segments that a manifest named once, and that readers may still see; with the lengths of their files.
+    condemned: Vec<(std::path::PathBuf, u64)>,
     next_run: RunId,
     /// Segments that the manifest does not name yet.
     found: Vec<SegmentId>,
@@ -315,6 +319,7 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Res
     let segments = Arc::new(Segments::new(Arc::clone(storage), layout.clone(), manifest.store, manifest.next_segment));
     let mut open = Vec::new();
     let mut leftovers = Vec::new();
+    let mut condemned = Vec::new();
     let mut found = Vec::new();
 
     let listed = storage.list(&layout.segments()).map_err(Error::io("list", &layout.segments()))?;
@@ -338,10 +343,10 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Res
             open.push(segment);
         }
     }
-    for id in present.into_keys() {
+    for (id, entry) in present {
         let path = layout.segment(id);
         if id < manifest.next_segment {
-            leftovers.push(path);
+            condemned.push((path, entry.len_bytes));
             continue;
         }
         let file = storage.open(&path, OpenMode::Read).map_err(Error::io("open", &path))?;
@@ -382,7 +387,7 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Res
     }
     let version = Version::of_runs(manifest.covered, runs);
     let trusted = distrust::read(&**storage, layout, manifest.generation)?;
-    Ok(Loaded { segments, version, open, leftovers, next_run, found, covered: manifest.covered, trusted })
+    Ok(Loaded { segments, version, open, leftovers, condemned, next_run, found, covered: manifest.covered, trusted })
 }
 
 impl Loaded {
@@ -435,11 +440,12 @@ fn replay(version: &mut Version, segments: &Segments, recovery: Recovery) {
     for found in recovery.commits {
         let (end, payload) = (found.end(), found.payload());
         let Found { segment, prelude, entries, digest } = found;
+        let repeats = entries.iter().any(|entry| entry.origin != Seq::ZERO);
         let entries = entries
             .into_iter()
             .map(|entry| index_entry(entry, prelude.seq, segment.id, prelude.offset, payload))
             .collect();
-        publish(version, segments, Written { seq: prelude.seq, durable: true, segment, end, digest, entries });
+        publish(version, segments, Written { seq: prelude.seq, durable: true, segment, end, digest, entries, repeats });
     }
     debug_assert_eq!(version.seq, last);
 }

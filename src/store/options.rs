@@ -42,6 +42,8 @@ pub struct StoreOptions {
     pub(crate) overlay_entries_max: usize,
     pub(crate) small_commit_bytes_max: u64,
     pub(crate) pinned_bytes_max: u64,
+    pub(crate) background_compaction: Option<u64>,
+    pub(crate) background_slack_bytes: u64,
     pub(crate) storage: Arc<dyn Storage>,
 }
 
@@ -63,6 +65,8 @@ impl Default for StoreOptions {
             overlay_entries_max: config::OVERLAY_ENTRIES_MAX,
             small_commit_bytes_max: config::SMALL_COMMIT_BYTES_MAX,
             pinned_bytes_max: 0,
+            background_compaction: Some(config::BACKGROUND_BYTES_PER_SECOND),
+            background_slack_bytes: config::BACKGROUND_SLACK_BYTES,
             storage: Arc::new(FileStorage::new()),
         }
     }
@@ -125,11 +129,27 @@ impl StoreOptions {
         self
     }
 
+    /// How fast the store's own thread rewrites segments in which much is dead, in bytes copied per second; 128 MiB at
+    /// first, and not at all with `None`. Other space is given back all the same: segments in which nothing lives, and the
+    /// places of dead values of 16 KiB and more. [`Maintenance::Inline`] has no thread; there, [`Store::compact`] rewrites.
+    pub fn background_compaction(mut self, bytes_per_second: Option<u64>) -> Self {
+        self.background_compaction = bytes_per_second;
+        self
+    }
+
     /// Up to which payload a commit is one write and one sync. For tests, which shrink it until large commits are
     /// common; 1 MiB is what was measured.
     #[doc(hidden)]
     pub fn small_commit_bytes_max(mut self, bytes: u64) -> Self {
         self.small_commit_bytes_max = bytes.min(config::SMALL_COMMIT_BYTES_MAX);
+        self
+    }
+
+    /// How much a store may waste before its thread begins to rewrite segments. For tests, which shrink it; 64 MiB is the
+    /// default.
+    #[doc(hidden)]
+    pub fn background_slack_bytes(mut self, bytes: u64) -> Self {
+        self.background_slack_bytes = bytes;
         self
     }
 
@@ -166,6 +186,12 @@ impl StoreOptions {
         }
         if self.overlay_entries_max == 0 {
             return Err(Error::InvalidOption { option: "overlay_entries_max", why: "at least 1 is needed".into() });
+        }
+        if self.background_compaction == Some(0) {
+            return Err(Error::InvalidOption {
+                option: "background_compaction",
+                why: "0 bytes per second would never end; `None` is for no compaction".into(),
+            });
         }
         if self.read_only && self.create != Create::Never {
             return Err(Error::InvalidOption {

@@ -8,41 +8,71 @@ use crate::index::Version;
 use crate::store::commit::Written;
 use crate::store::segment::Segments;
 
-/// Adds one commit to a version that nobody else sees yet, and to the accounts of the segments it touches.
+/// Adds one commit to a version that nobody else sees yet, and to the accounts of the segments it touches. Returns the bytes
+/// of values that no key leads to any more.
 ///
 /// Looks up what each key led to before, less than a microsecond a key. Where that part of the index is damaged the commit
 /// counts all the same: it is on the disk; only the count of live bytes misses what the key led to.
-pub(crate) fn publish(version: &mut Version, segments: &Segments, commit: Written) {
+///
+/// A commit of compaction repeats entries, and each counts as of the commit that it is from: a put takes effect only where
+/// the key still leads to that very put. Whatever was done to the key since stands, and what was moved is dead on arrival. A
+/// repeated delete changes nothing here: the index knows it, or has nothing older left to hide.
+pub(crate) fn publish(version: &mut Version, segments: &Segments, commit: Written) -> u64 {
+    let mut died = 0;
+    let mut own = *commit.segment.accounting.lock();
     for entry in commit.entries {
-        match version.get(&entry.key) {
-            Ok(Some(old)) => {
-                if let Some(segment) = segments.get(old.segment) {
-                    let mut accounting = segment.accounting.lock();
-                    accounting.live_bytes = accounting.live_bytes.saturating_sub(old.length);
+        if entry.kind == IndexKind::Delete {
+            own.newest_delete = own.newest_delete.max(entry.seq);
+        } else if entry.segment == commit.segment.id {
+            own.put(entry.seq, entry.length);
+        } else {
+            // An alias: its key is told here alone, so this segment stays.
+            own.newest_delete = Seq(u64::MAX);
+        }
+        let before = version.lookup(&entry.key);
+        let stands = match (&before, entry.kind) {
+            _ if !commit.repeats => true,
+            (Ok(Some(now)), IndexKind::Put) => now.kind == IndexKind::Put && now.seq == entry.seq,
+            _ => false,
+        };
+        if !stands {
+            died += entry.length;
+            continue;
+        }
+        match before {
+            Ok(Some(old)) if old.kind == IndexKind::Put => {
+                died += old.length;
+                if old.segment == commit.segment.id {
+                    own.dies(old.length);
+                } else if let Some(segment) = segments.get(old.segment) {
+                    segment.accounting.lock().dies(old.length);
                 }
             }
-            Ok(None) => {}
+            Ok(_) => {}
             Err(error) => tracing::warn!(%error, "live bytes are counted too high: an index block cannot be read"),
         }
-        if entry.kind == IndexKind::Put
-            && let Some(segment) = segments.get(entry.segment)
-        {
-            let mut accounting = segment.accounting.lock();
-            accounting.live_bytes += entry.length;
-            accounting.blob_bytes += entry.length;
+        if entry.kind == IndexKind::Put {
+            if entry.segment == commit.segment.id {
+                own.lives(entry.length);
+            } else if let Some(segment) = segments.get(entry.segment) {
+                let mut accounting = segment.accounting.lock();
+                accounting.put(entry.seq, entry.length);
+                accounting.lives(entry.length);
+            }
         }
         version.overlay.insert(Arc::new(entry));
     }
-    let mut accounting = commit.segment.accounting.lock();
-    accounting.end = commit.end;
-    accounting.previous_digest = commit.digest;
-    drop(accounting);
+    own.end = commit.end;
+    own.previous_digest = commit.digest;
+    *commit.segment.accounting.lock() = own;
     debug_assert_eq!(version.seq.next(), commit.seq, "commits are published in order, none left out");
     version.seq = commit.seq;
+    died
 }
 
-/// The index's view of a frame's entry, in a commit whose payload begins at `payload` of `segment`.
+/// The index's view of a frame's entry, in a commit with number `seq` whose payload begins at `payload` of `segment`.
 pub(crate) fn index_entry(entry: Entry, seq: Seq, segment: SegmentId, frame_offset: u64, payload: u64) -> IndexEntry {
+    let seq = entry.counts_from(seq);
     let (segment, frame_offset, offset) = match entry.kind {
         EntryKind::Put => (segment, frame_offset, payload + entry.offset),
         EntryKind::Delete => return IndexEntry::tombstone(&entry.key, seq, segment, frame_offset),

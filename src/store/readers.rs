@@ -52,7 +52,6 @@ impl ReaderPin {
 /// manifest is in place.
 ///
 /// `Unsupported` where there are no such locks: then nobody can tell.
-#[cfg_attr(not(test), expect(dead_code, reason = "the writer asks once it gives space back"))]
 pub(crate) fn oldest_reader(storage: &dyn Storage, layout: &Layout, through: u64) -> io::Result<Option<u64>> {
     storage.lowest_shared_byte(&layout.readers(), through)
 }

@@ -34,12 +34,59 @@ pub(crate) struct Accounting {
     pub(crate) live_bytes: u64,
     /// Bytes of blobs ever put, dead ones included.
     pub(crate) blob_bytes: u64,
+    /// Keys that lead here.
+    pub(crate) live_values: u64,
+    /// The room that their values take, each rounded up to its alignment.
+    pub(crate) live_room: u64,
+    /// Puts in its frames.
+    pub(crate) values: u64,
+    /// As of which commit the oldest of them counts; zero without one.
+    pub(crate) oldest_put: Seq,
+    /// As of which commit the newest delete in its frames counts; zero without one.
+    pub(crate) newest_delete: Seq,
 }
 
 impl Accounting {
     fn empty() -> Self {
-        Self { end: FIRST_FRAME, previous_digest: 0, live_bytes: 0, blob_bytes: 0 }
+        Self {
+            end: FIRST_FRAME,
+            previous_digest: 0,
+            live_bytes: 0,
+            blob_bytes: 0,
+            live_values: 0,
+            live_room: 0,
+            values: 0,
+            oldest_put: Seq::ZERO,
+            newest_delete: Seq::ZERO,
+        }
     }
+
+    /// A value was put that counts as of commit `seq`.
+    pub(crate) fn put(&mut self, seq: Seq, length: u64) {
+        self.values += 1;
+        self.blob_bytes += length;
+        self.oldest_put = if self.oldest_put == Seq::ZERO { seq } else { self.oldest_put.min(seq) };
+    }
+
+    /// A key leads to a value here from now on.
+    pub(crate) fn lives(&mut self, length: u64) {
+        self.live_values += 1;
+        self.live_bytes += length;
+        self.live_room += room(length);
+    }
+
+    /// A key that led here leads elsewhere, or nowhere.
+    pub(crate) fn dies(&mut self, length: u64) {
+        debug_assert!(self.live_values > 0 && self.live_bytes >= length, "only what lived dies: {self:?}");
+        self.live_values = self.live_values.saturating_sub(1);
+        self.live_bytes = self.live_bytes.saturating_sub(length);
+        self.live_room = self.live_room.saturating_sub(room(length));
+    }
+}
+
+/// The room that a value of this length takes.
+fn room(length: u64) -> u64 {
+    length.next_multiple_of(limits::blob_align_bytes(length))
 }
 
 /// One segment.
@@ -53,6 +100,14 @@ pub(crate) struct Segment {
     sealed_end: AtomicU64,
     /// Whether a manifest may name it.
     named: AtomicBool,
+    /// Whether the manifest on the disk names it no more: its file goes once nobody sees it.
+    pub(crate) condemned: AtomicBool,
+    /// Whether every delete in it that still matters is repeated in another segment.
+    pub(crate) deletes_carried: AtomicBool,
+    /// Whether compaction met damage in it, and leaves it alone.
+    pub(crate) has_damage: AtomicBool,
+    /// How many bytes were alive when it was last looked through for holes to punch; `u64::MAX` before.
+    pub(crate) alive_when_punched: AtomicU64,
 }
 
 const OPEN: u64 = u64::MAX;
@@ -66,6 +121,10 @@ impl Segment {
             accounting: Mutex::new(accounting),
             sealed_end: AtomicU64::new(sealed_end.unwrap_or(OPEN)),
             named: AtomicBool::new(false),
+            condemned: AtomicBool::new(false),
+            deletes_carried: AtomicBool::new(false),
+            has_damage: AtomicBool::new(false),
+            alive_when_punched: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -90,7 +149,16 @@ impl Segment {
             sealed: self.sealed_end() == Some(accounting.end),
             live_bytes: accounting.live_bytes,
             blob_bytes: accounting.blob_bytes,
+            live_values: accounting.live_values,
+            live_room: accounting.live_room,
+            values: accounting.values,
+            oldest_put: accounting.oldest_put,
+            newest_delete: accounting.newest_delete,
         }
+    }
+
+    pub(crate) fn is_condemned(&self) -> bool {
+        self.condemned.load(Ordering::Acquire)
     }
 }
 
@@ -134,6 +202,11 @@ impl Segments {
             previous_digest: record.previous_digest,
             live_bytes: record.live_bytes,
             blob_bytes: record.blob_bytes,
+            live_values: record.live_values,
+            live_room: record.live_room,
+            values: record.values,
+            oldest_put: record.oldest_put,
+            newest_delete: record.newest_delete,
         };
         let sealed_end = record.sealed.then_some(record.end);
         let segment = Segment::new(record.id, record.salt, self.layout.segment(record.id), accounting, sealed_end);
@@ -203,6 +276,12 @@ impl Segments {
         }
     }
 
+    /// Takes a segment that nobody sees any more off the list. Its file is the caller's to remove.
+    pub(crate) fn forget(&self, id: SegmentId) {
+        self.known.write().remove(&id);
+        self.open.lock().files.remove(&id);
+    }
+
     pub(crate) fn get(&self, id: SegmentId) -> Option<Arc<Segment>> {
         self.known.read().get(&id).cloned()
     }
@@ -211,12 +290,13 @@ impl Segments {
         self.known.read().values().cloned().collect()
     }
 
-    /// The manifest's lines about all segments and the next id, with no segment half-made or half-discarded in between.
+    /// The manifest's lines about all segments but the condemned, and the next id, with no segment half-made or half-discarded in between.
     pub(crate) fn records(&self) -> (Vec<SegmentRecord>, SegmentId) {
         let next = self.roster.lock();
         let known = self.known.read();
-        known.values().for_each(|segment| segment.named.store(true, Ordering::Release));
-        (known.values().map(|segment| segment.record()).collect(), *next)
+        let kept = || known.values().filter(|segment| !segment.is_condemned());
+        kept().for_each(|segment| segment.named.store(true, Ordering::Release));
+        (kept().map(|segment| segment.record()).collect(), *next)
     }
 
     /// The file of a segment that an index entry names, open for reading.

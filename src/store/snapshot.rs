@@ -1,18 +1,22 @@
 //! A view of the store as it was at one moment.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::device::{Device, DeviceBuffer};
 use crate::error::{DisplayKey, Error, Result};
 use crate::index::Version;
 use crate::store::Store;
 use crate::store::read::{check_range, info_of};
+use crate::store::reclaim::Epoch;
 use crate::store::scan::Scan;
 use crate::tensor::{Tensor, TensorInfo, check_key};
-use alight_format::Dtype;
+use alight_format::{Dtype, Seq};
+use parking_lot::Mutex;
 
 /// The store as it was when the snapshot was taken: commits that came later are not in it.
 ///
@@ -20,13 +24,56 @@ use alight_format::Dtype;
 /// space for as long as it lives.
 #[derive(Clone)]
 pub struct Snapshot {
-    store: Store,
     version: Arc<Version>,
+    /// Nothing for the view of a single call.
+    _listed: Option<Arc<Listed>>,
+    store: Store,
+}
+
+/// The snapshots that callers hold, for whoever asks what keeps space from being given back.
+pub(crate) type Snapshots = Arc<Mutex<BTreeMap<u64, Taken>>>;
+
+/// When a snapshot was taken, and of what.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Taken {
+    pub(crate) at: Instant,
+    pub(crate) commit: Seq,
+    /// Of a writer: what was dead before this epoch is not in the snapshot.
+    pub(crate) epoch: u64,
+}
+
+/// A line in the list, for as long as a clone of the snapshot lives.
+struct Listed {
+    snapshots: Snapshots,
+    number: u64,
+}
+
+impl Listed {
+    fn new(snapshots: &Snapshots, version: &Version) -> Arc<Self> {
+        let epoch = version.hold.downcast_ref::<Epoch>().map_or(0, |epoch| epoch.0);
+        let mut list = snapshots.lock();
+        let number = list.last_key_value().map_or(0, |(last, _)| last + 1);
+        list.insert(number, Taken { at: Instant::now(), commit: version.seq, epoch });
+        drop(list);
+        Arc::new(Self { snapshots: Arc::clone(snapshots), number })
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.snapshots.lock().remove(&self.number);
+    }
 }
 
 impl Snapshot {
-    pub(crate) fn new(store: Store, version: Arc<Version>) -> Self {
-        Self { store, version }
+    /// A snapshot for a caller to hold.
+    pub(crate) fn new(store: Store, version: Arc<Version>, snapshots: &Snapshots) -> Self {
+        Self { _listed: Some(Listed::new(snapshots, &version)), version, store }
+    }
+
+    /// What a single call sees: the same, and in no list.
+    pub(crate) fn of_a_call(store: Store, version: Arc<Version>) -> Self {
+        Self { _listed: None, version, store }
     }
 
     pub(crate) fn version(&self) -> &Version {
@@ -35,6 +82,11 @@ impl Snapshot {
 
     pub(crate) fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// The number of the last commit that it sees; commits are counted from 1, those of compaction too.
+    pub fn last_commit(&self) -> u64 {
+        self.version.seq.get()
     }
 
     /// As [`Store::get`].

@@ -1,10 +1,13 @@
 //! How large a store is, and what of it lives.
 
+use std::time::Duration;
+
 use alight_format::{FeatureFlags, StoreId};
 
 use crate::error::{Error, Result};
 use crate::store::core::Core;
 use crate::store::manifest;
+use crate::store::snapshot::Taken;
 
 /// The size of a store as of one moment; made by [`Store::stat`](crate::Store::stat).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,22 +34,54 @@ pub struct Stat {
     pub live_bytes: u64,
     /// Bytes of values that were ever put into the segments that are there.
     pub blob_bytes: u64,
+    /// Bytes of values that no key leads to any more and that are kept for snapshots and for readers in other processes,
+    /// which may still see them. Zero when the store is open for reading only, which cannot tell.
+    pub pinned_bytes: u64,
+    /// The snapshots that are held in this process, the oldest first.
+    pub snapshots: Vec<SnapshotStat>,
+    /// Why space that nobody sees was not given back the last time, where that is so: the file system cannot punch holes,
+    /// nobody can tell whether other processes read, a file has a second name.
+    pub not_given_back: Option<String>,
     /// The lengths of all files.
     pub file_bytes: u64,
     /// What the files take on the disk, space taken ahead included: what `du` says.
     pub disk_bytes: u64,
 }
 
+/// A snapshot that is held, and what is kept for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SnapshotStat {
+    /// The last commit that it sees.
+    pub commit: u64,
+    /// How long it has been held.
+    pub age: Duration,
+    /// The bytes that are kept for it; other snapshots may keep the same ones.
+    pub pinned_bytes: u64,
+}
+
 impl Stat {
     pub(crate) fn of(core: &Core) -> Result<Stat> {
-        let version = core.version();
+        let (version, accounts) = core.version_and_accounts();
         let manifest = manifest::read(&*core.storage, &core.layout)?;
-        let segments = core.segments.all();
         let (mut live_bytes, mut blob_bytes) = (0, 0);
-        for segment in &segments {
-            let accounting = *segment.accounting.lock();
+        for (_, accounting) in &accounts {
             live_bytes += accounting.live_bytes;
             blob_bytes += accounting.blob_bytes;
+        }
+        let (mut pinned_bytes, mut not_given_back) = (0, None);
+        let taken: Vec<Taken> = core.snapshots.lock().values().copied().collect();
+        let mut snapshots: Vec<SnapshotStat> = taken
+            .iter()
+            .map(|taken| SnapshotStat { commit: taken.commit.get(), age: taken.at.elapsed(), pinned_bytes: 0 })
+            .collect();
+        if let Ok(writer) = core.writer() {
+            let reclaim = writer.reclaim.lock();
+            pinned_bytes = reclaim.waiting_bytes(None);
+            not_given_back = reclaim.hindrance().map(str::to_owned);
+            for (snapshot, taken) in snapshots.iter_mut().zip(&taken) {
+                snapshot.pinned_bytes = reclaim.waiting_bytes(Some(taken.epoch));
+            }
         }
         let (file_bytes, disk_bytes) = sizes(core)?;
         Ok(Stat {
@@ -57,9 +92,12 @@ impl Stat {
             index_entries: version.entries_at_most(),
             overlay_entries: (version.overlay.len() + version.frozen.len()) as u64,
             runs: version.runs.len() as u64,
-            segments: segments.len() as u64,
+            segments: accounts.len() as u64,
             live_bytes,
             blob_bytes,
+            pinned_bytes,
+            snapshots,
+            not_given_back,
             file_bytes,
             disk_bytes,
         })

@@ -1,12 +1,13 @@
 //! Reads a whole store and checks every checksum in it.
 //!
 //! Three passes: the index, every block of every run; the segments, frame by frame, with every payload that the frames
-//! speak for, dead ones too; and the keys, each of which must lead to an extent that the segments really hold, and did
+//! speak for, dead ones too but where their bytes were given back; and the keys, each of which must lead to an extent that the segments really hold, and did
 //! so with the checksum that the index has.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use alight_format::{EntryKind, IndexEntry, IndexKind, Seq};
+use alight_format::{EntryKind, IndexEntry, IndexKind, SegmentId, Seq, limits};
 
 use crate::error::{Damage, DisplayKey, Error, Result};
 use crate::index::Version;
@@ -15,7 +16,7 @@ use crate::metrics::Counters;
 use crate::store::core::Core;
 use crate::store::manifest;
 use crate::store::recover::{Found, read_frame};
-use crate::store::segment::{FIRST_FRAME, Segment};
+use crate::store::segment::{Accounting, FIRST_FRAME, Segment};
 
 /// How far a verification has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,16 +53,14 @@ impl VerifyReport {
     }
 
     pub(crate) fn of(core: &Core, progress: impl FnMut(VerifyProgress)) -> Result<VerifyReport> {
-        let version = core.version();
-        let segments = core.segments.all();
-        let ends: Vec<u64> = segments.iter().map(|segment| segment.accounting.lock().end).collect();
+        let (version, segments) = core.version_and_accounts();
         let index_bytes: u64 = version.runs.iter().map(|run| run.len_bytes()).sum();
         let mut check = Check {
             core,
             version: &version,
             report: VerifyReport::default(),
             progress,
-            bytes_total: index_bytes + ends.iter().sum::<u64>(),
+            bytes_total: index_bytes + segments.iter().map(|(_, account)| account.end).sum::<u64>(),
         };
         check.note(manifest::read(&*core.storage, &core.layout).map(drop))?;
         for run in version.runs.iter() {
@@ -69,10 +68,10 @@ impl VerifyReport {
             check.note(outcome)?;
             check.advance(run.len_bytes());
         }
-        for (segment, end) in segments.iter().zip(ends) {
-            check.segment(segment, end)?;
+        for (segment, account) in &segments {
+            check.segment(segment, account.end)?;
         }
-        check.keys()?;
+        check.keys(&segments)?;
         let Check { mut report, .. } = check;
         report.damages.dedup();
         Ok(report)
@@ -177,7 +176,7 @@ impl<F: FnMut(VerifyProgress)> Check<'_, F> {
             let mut chunks_sound = true;
             let outcome = read_chunks(file, &extent, 0..extent.length, &self.core.counters, |at, bytes| {
                 whole.update(bytes);
-                let chunk = (at / alight_format::limits::CHUNK_BYTES) as usize;
+                let chunk = (at / limits::CHUNK_BYTES) as usize;
                 chunks_sound &= entry.chunk_crcs.get(chunk).is_none_or(|&crc| crc == alight_format::crc32(bytes));
                 Ok(())
             });
@@ -186,10 +185,20 @@ impl<F: FnMut(VerifyProgress)> Check<'_, F> {
             self.note(outcome)?;
             self.report.values += 1;
             if was_read && (whole.finalize() != entry.crc || !chunks_sound) {
-                Counters::add(&self.core.counters.checksum_failures, 1);
                 let live = self.version.get(&entry.key).is_ok_and(|current| {
                     current.is_some_and(|current| (current.segment, current.offset) == (extent.segment, extent.offset))
                 });
+                if !live && found.segment.sealed_end().is_some() {
+                    match given_back(file, &extent) {
+                        Ok(false) => {}
+                        outcome => {
+                            self.report.values -= 1;
+                            self.note(outcome.map(drop))?;
+                            continue;
+                        }
+                    }
+                }
+                Counters::add(&self.core.counters.checksum_failures, 1);
                 let whose = if live { "" } else { " (an older value, which no key leads to any more)" };
                 self.report.damages.push(Damage {
                     path: file.path.to_path_buf(),
@@ -203,8 +212,10 @@ impl<F: FnMut(VerifyProgress)> Check<'_, F> {
         Ok(())
     }
 
-    /// Every key must lead into a segment, inside its committed part.
-    fn keys(&mut self) -> Result<()> {
+    /// Every key must lead into a segment, inside its committed part; and of each segment as many as its account says, since
+    /// it goes when that says none.
+    fn keys(&mut self, segments: &[(Arc<Segment>, Accounting)]) -> Result<()> {
+        let mut found: HashMap<SegmentId, (u64, u64)> = HashMap::new();
         let entries = match self.version.entries() {
             Ok(entries) => entries,
             Err(error) => return self.note(Err(error)),
@@ -218,11 +229,10 @@ impl<F: FnMut(VerifyProgress)> Check<'_, F> {
                 continue;
             }
             self.report.keys += 1;
-            let inside = self
-                .core
-                .segments
-                .get(entry.segment)
-                .is_some_and(|segment| entry.offset + entry.length <= segment.accounting.lock().end);
+            let living = found.entry(entry.segment).or_default();
+            *living = (living.0 + 1, living.1 + entry.length);
+            let segment = segments.binary_search_by_key(&entry.segment, |(segment, _)| segment.id);
+            let inside = segment.is_ok_and(|at| entry.offset + entry.length <= segments[at].1.end);
             if !inside {
                 self.report.damages.push(Damage {
                     path: self.core.layout.segment(entry.segment),
@@ -232,8 +242,31 @@ impl<F: FnMut(VerifyProgress)> Check<'_, F> {
                 });
             }
         }
+        for (segment, account) in segments {
+            let (values, bytes) = found.get(&segment.id).copied().unwrap_or_default();
+            if (values, bytes) != (account.live_values, account.live_bytes) {
+                let Accounting { live_values, live_bytes, .. } = account;
+                let what = format!(
+                    "keys lead to {values} values of {bytes} bytes in it, and the store counts {live_values} of {live_bytes}"
+                );
+                self.note(Err(Error::damaged(&segment.path, None, what)))?;
+            }
+        }
         Ok(())
     }
+}
+
+/// Whether the file has a hole where a dead value lay: its bytes were given back.
+fn given_back(file: &SegmentFile, extent: &Extent) -> Result<bool> {
+    let blocks = extent.offset / limits::BLOCK_BYTES..extent.end().div_ceil(limits::BLOCK_BYTES);
+    for start in blocks.map(|block| block * limits::BLOCK_BYTES) {
+        // Where the file system cannot tell it says that data is there, and no hole was punched.
+        let data = file.file.next_data(start).map_err(Error::io("search", &file.path))?;
+        if data.is_none_or(|data| data > start) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn leads_behind(entry: &IndexEntry, segment: &Segment, offset: u64) -> bool {

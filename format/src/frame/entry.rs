@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec;
 use crate::dtype::Dtype;
 use crate::error::{FormatError, require, within};
+use crate::ids::Seq;
 use crate::limits::{
     ATTRIBUTES_BYTES_MAX, ATTRIBUTES_MAX, BLOB_BYTES_MAX, BLOCK_BYTES, DIMS_MAX, KEY_BYTES_MAX, SEGMENT_BYTES_MAX,
     blob_align_bytes, chunk_count,
@@ -68,6 +69,9 @@ pub struct Entry {
     pub chunk_crcs: Vec<u32>,
     /// Alias: where in `segment` the frame of the commit begins that wrote the extent. Otherwise 0.
     pub frame_offset: u64,
+    /// In a commit that compaction wrote, the number of the commit whose put or delete this repeats: the entry counts as of
+    /// then, and is overturned by whatever was done to its key since. Otherwise 0, and the entry counts as of its own commit.
+    pub origin: Seq,
 }
 
 impl Entry {
@@ -103,7 +107,13 @@ impl Entry {
             crc: 0,
             chunk_crcs: Vec::new(),
             frame_offset: 0,
+            origin: Seq::ZERO,
         }
+    }
+
+    /// As of which commit the entry counts, in a commit with number `seq`.
+    pub fn counts_from(&self, seq: Seq) -> Seq {
+        if self.origin == Seq::ZERO { seq } else { self.origin }
     }
 
     /// The type of the value, where the entry has one.
@@ -112,7 +122,7 @@ impl Entry {
     }
 
     /// The fewest bytes of an encoded entry: key, shape, attributes and chunk checksums empty.
-    pub(super) const ENCODED_BYTES_MIN: u64 = 8 + 1 + 1 + 8 + 8 + 8 + 8 + 8 + 4 + 8 + 8;
+    pub(super) const ENCODED_BYTES_MIN: u64 = 8 + 1 + 1 + 8 + 8 + 8 + 8 + 8 + 4 + 8 + 8 + 8;
 
     /// The bytes of the encoded entry.
     pub(super) fn encoded_len(&self) -> u64 {
@@ -132,7 +142,7 @@ impl Entry {
         within("the length of a key", self.key.len() as u64, KEY_BYTES_MAX as u64)?;
         match self.kind {
             EntryKind::Delete => {
-                let bare = *self == Self { key: self.key.clone(), ..Self::delete(&[]) };
+                let bare = *self == Self { key: self.key.clone(), origin: self.origin, ..Self::delete(&[]) };
                 require(bare, "a delete that holds more than its key")
             }
             EntryKind::Put => {
@@ -146,6 +156,7 @@ impl Entry {
             EntryKind::Alias => {
                 self.judge_value()?;
                 require(self.segment != 0, "an alias that names no segment")?;
+                require(self.origin == Seq::ZERO, "an alias that compaction wrote")?;
                 within("the offset of a value", self.offset, SEGMENT_BYTES_MAX)?;
                 let frame_is_possible =
                     self.frame_offset.is_multiple_of(BLOCK_BYTES) && self.frame_offset >= BLOCK_BYTES;

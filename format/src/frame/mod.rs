@@ -18,7 +18,8 @@ pub use prelude::{PAYLOAD_SYNCED, PRELUDE_BYTES, Prelude, PreludeFields};
 
 use crate::checksum::crc32;
 use crate::codec;
-use crate::error::{FormatError, within};
+use crate::error::{FormatError, require, within};
+use crate::ids::Seq;
 use crate::limits::{BLOCK_BYTES, ENTRIES_PER_COMMIT_MAX, FRAME_BYTES_MAX};
 
 /// The bytes of a frame's digest, which ends it.
@@ -39,6 +40,8 @@ pub struct EncodedBody {
     entry_count: u32,
     /// Where the last payload byte that a put names ends, relative to the payload's first.
     payload_end: u64,
+    /// The highest number of a commit whose entry is repeated.
+    origin_max: Seq,
 }
 
 impl std::fmt::Debug for EncodedBody {
@@ -54,6 +57,8 @@ impl EncodedBody {
         within("the number of entries in one commit", entries.len() as u64, ENTRIES_PER_COMMIT_MAX as u64)?;
         let mut len = COUNT_BYTES;
         let mut payload_end = 0;
+        judge_origins(entries)?;
+        let origin_max = entries.iter().map(|entry| entry.origin).fold(Seq::ZERO, Seq::max);
         for entry in entries {
             entry.judge()?;
             len += entry.encoded_len();
@@ -62,7 +67,7 @@ impl EncodedBody {
         }
         let len = usize::try_from(len).expect("a frame's limit is below any address space's");
         let entry_count = u32::try_from(entries.len()).expect("the number of entries was judged");
-        Ok(Self { bytes: codec::encode(&entries, len), entry_count, payload_end })
+        Ok(Self { bytes: codec::encode(&entries, len), entry_count, payload_end, origin_max })
     }
 
     /// The length of the frame that [`write_frame`](Self::write_frame) writes: whole blocks.
@@ -78,6 +83,7 @@ impl EncodedBody {
     pub fn write_frame(&self, fields: &PreludeFields, out: &mut [u8]) -> u32 {
         assert_eq!(out.len() as u64, self.frame_len(), "a frame fills its place");
         assert!(self.payload_end <= fields.payload_len, "every extent lies inside the payload");
+        assert!(self.origin_max < fields.seq, "only what was committed before is repeated");
         let prelude = Prelude::around(fields, self.frame_len(), self.bytes.len() as u64, self.entry_count);
         let body_end = PRELUDE_BYTES + self.bytes.len();
         let digest_at = out.len() - DIGEST_BYTES;
@@ -133,8 +139,12 @@ fn decode_body(body: &[u8], prelude: &Prelude) -> Result<Vec<Entry>, FormatError
     }
     let entries: Vec<Entry> =
         codec::decode(body).map_err(|codec::Undecodable| invalid("a commit's body that does not decode"))?;
+    judge_origins(&entries)?;
     for entry in &entries {
         entry.judge()?;
+        if entry.origin >= prelude.seq {
+            return Err(invalid("an entry that repeats one of a later commit"));
+        }
         if entry.payload_end() > prelude.payload_len {
             return Err(invalid("an extent outside its commit's payload"));
         }
@@ -142,10 +152,16 @@ fn decode_body(body: &[u8], prelude: &Prelude) -> Result<Vec<Entry>, FormatError
     Ok(entries)
 }
 
+/// A commit is compaction's own, with nothing but what it repeats, or repeats nothing.
+fn judge_origins(entries: &[Entry]) -> Result<(), FormatError> {
+    let repeated = entries.iter().filter(|entry| entry.origin != Seq::ZERO).count();
+    require(repeated == 0 || repeated == entries.len(), "a commit that repeats some entries and makes others")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Salt, Seq};
+    use crate::ids::Salt;
     use crate::{Dtype, limits};
 
     fn put(key: &[u8], offset: u64, length: u64) -> Entry {
@@ -209,6 +225,30 @@ mod tests {
         };
         // `codec::encode` asserts it.
         EncodedBody::new(&[entry.clone(), Entry::delete(b"k"), entry]).unwrap();
+    }
+
+    #[test]
+    fn a_commit_of_compaction_comes_back_with_what_it_repeats() {
+        let entries = [Entry { origin: Seq(2), ..put(b"a", 0, 5) }, Entry { origin: Seq(4), ..Entry::delete(b"b") }];
+        let frame = Frame::decode(&framed(&entries)).unwrap();
+        assert_eq!(frame.entries, entries);
+        assert_eq!(frame.entries[0].counts_from(Seq(5)), Seq(2));
+        assert_eq!(put(b"a", 0, 5).counts_from(Seq(5)), Seq(5));
+    }
+
+    #[test]
+    fn repeated_entries_and_new_ones_are_not_mixed_and_come_from_earlier_commits() {
+        let repeated = Entry { origin: Seq(2), ..put(b"a", 0, 5) };
+        assert!(EncodedBody::new(&[repeated.clone(), put(b"b", 0, 5)]).is_err());
+        let alias = Entry { segment: 3, offset: 12288, frame_offset: 4096, ..Entry::alias(b"c", Dtype::U8, &[2]) };
+        assert!(EncodedBody::new(&[Entry { origin: Seq(2), ..alias }]).is_err());
+        // What no encoder would write, resealed by hand: the origin is the last number of the body.
+        let body_end = PRELUDE_BYTES + EncodedBody::new(std::slice::from_ref(&repeated)).unwrap().bytes.len();
+        let mut bytes = framed(&[repeated]);
+        bytes[body_end - 8] = 5;
+        reseal(&mut bytes);
+        let error = Frame::decode(&bytes).unwrap_err();
+        assert_eq!(error, FormatError::Damaged { what: "an entry that repeats one of a later commit", offset: 96 });
     }
 
     #[test]

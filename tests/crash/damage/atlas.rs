@@ -81,7 +81,7 @@ pub(crate) fn atlas(sim: &SimStorage) -> Vec<Span> {
             Some("seg") => segment(&path, &bytes, &mut spans, &mut extents, &mut last),
             Some("idx") => run(&path, &bytes, &mut spans),
             _ if path.ends_with("MANIFEST") => spans.push(whole(Region::Manifest)),
-            _ if path.ends_with("LOCK") => spans.push(whole(Region::Lock)),
+            _ if path.ends_with("LOCK") || path.ends_with("READERS") => spans.push(whole(Region::Lock)),
             _ => panic!("{}: what is it for?", path.display()),
         }
     }
