@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use alight::storage::Storage;
 use alight::storage::sim::{Call, Choice, Event, Fault, FaultKind, OpKind, SimStorage};
-use alight::{Device, Durability, Error, Maintenance, Store, StoreOptions};
+use alight::{CompactOptions, Device, Durability, Error, Maintenance, Store, StoreOptions};
 use common::bytes;
 use parking_lot::Mutex;
 
@@ -47,6 +47,8 @@ enum Step {
     Kill,
     /// Reads, lists, measures and verifies.
     Read,
+    /// Gives back all the space that can be.
+    Compact,
 }
 
 fn options(sim: &SimStorage) -> StoreOptions {
@@ -132,6 +134,27 @@ fn scripts() -> Vec<Script> {
             (0..4)
                 .flat_map(|n| [durable(vec![put(n, n, 600)]), eventual(vec![put(n + 1, n + 9, 9000)]), Step::Kill])
                 .chain([durable(vec![delete(1)]), Step::Read])
+                .collect(),
+        ),
+        script(
+            "compaction",
+            (0..7)
+                .map(|n| durable(vec![put(n % 2, n, 4000), put(10 + n, n, 300)]))
+                .chain([durable(vec![delete(10), delete(11), put(3, 30, 20_000)]), durable(vec![delete(3)])])
+                .chain([
+                    Step::Compact,
+                    Step::Read,
+                    durable(vec![put(1, 40, 500), delete(12)]),
+                    Step::Compact,
+                    Step::Read,
+                ])
+                .collect(),
+        ),
+        script(
+            "holes in segments that stay, and a kill",
+            (0..3)
+                .map(|n| durable(vec![put(0, n, 40_000), put(10 + n, n, 300)]))
+                .chain([Step::Compact, Step::Kill, durable(vec![delete(0)]), Step::Compact, Step::Close, Step::Read])
                 .collect(),
         ),
         Script {
@@ -320,6 +343,32 @@ impl Run<'_> {
                     store.abandon();
                 }
                 return self.open_again();
+            }
+            Step::Compact => {
+                let answer = store.compact(&CompactOptions::default(), |_| {});
+                let last = store.snapshot().last_commit() as usize;
+                let refused_before = self.must_refuse;
+                self.look_for_failed_syncs();
+                // Its commits repeat what was there: they count, and change nothing. What is visible was synced.
+                let made = last - self.model.accepted.len();
+                if made > 0 {
+                    self.model.accepted.extend((0..made).map(|_| Commit::new()));
+                    self.model.durable = self.model.accepted.len();
+                }
+                match answer {
+                    Ok(_) if refused_before => return Err("a compaction succeeds after a failed sync".into()),
+                    Ok(report) if !report.damages.is_empty() => {
+                        return Err(format!("compaction finds damage where a call failed: {:?}", report.damages));
+                    }
+                    Ok(_) => {}
+                    // One that failed may come to light later.
+                    Err(Error::Io { .. } | Error::WritesRefused { .. } | Error::Damaged(_)) => {
+                        self.model.failed.push(Commit::new());
+                    }
+                    Err(error) => {
+                        return Err(format!("a compaction fails with an error of no fitting kind: {error:?}"));
+                    }
+                }
             }
             Step::Read => {
                 // A read that fails says so; one that answers, answers right.

@@ -1,4 +1,4 @@
-//! A process that writes from eight threads is killed at any moment, on the real file system; the next one finds every
+//! A process that writes from eight threads, compacts and reads is killed at any moment, on the real file system; the next one finds every
 //! commit that was acknowledged, and no key that was deleted.
 //!
 //! `ALIGHT_KILL_ROUNDS=N` kills N processes instead of 12.
@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use alight::{Device, Store, StoreOptions};
+use alight::{CompactOptions, Device, Store, StoreOptions};
 use common::bytes;
 
 const THREADS: u64 = 8;
@@ -32,6 +32,16 @@ fn value(thread: u64, n: u64) -> Vec<u8> {
 fn write_until_killed(path: &Path, from: &[u64]) {
     let store = options().open(path).unwrap();
     std::thread::scope(|scope| {
+        scope.spawn(|| {
+            loop {
+                // What a snapshot sees stays, whatever goes meanwhile.
+                let snapshot = store.snapshot();
+                store.compact(&CompactOptions::default(), |_| {}).unwrap();
+                for info in snapshot.scan("") {
+                    snapshot.get(info.unwrap().key, &Device::host()).unwrap();
+                }
+            }
+        });
         for thread in 0..THREADS {
             let store = store.clone();
             let first = from[thread as usize];

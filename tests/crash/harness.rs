@@ -11,6 +11,7 @@ use alight::{Error, Store};
 use parking_lot::Mutex;
 
 use crate::oracle::{Asked, PATH, Promised, check_one_thread, check_threads, contents, histories, tiny};
+use crate::rebuild::rebuilt_keys;
 
 /// How many random states are drawn at each cut where nothing else is said.
 const RANDOM_PER_CUT: u64 = 1000;
@@ -206,6 +207,9 @@ impl<'a> Judge<'a> {
             expected.insert(key, value);
         }
         store.close().map_err(failed("close"))?;
+        if rebuilt_keys(state) != expected.keys().cloned().collect::<Vec<_>>() {
+            return Err("after recovery and more commits, the segments alone give other keys".into());
+        }
         let store = tiny(state).open(PATH).map_err(failed("an open after more commits"))?;
         if contents(&store).map_err(failed("a read after more commits"))? != expected {
             return Err("after recovery and more commits, the contents are wrong".into());

@@ -11,5 +11,7 @@
 mod damage;
 mod harness;
 mod oracle;
+#[path = "../common/rebuild.rs"]
+mod rebuild;
 mod sabotage;
 mod workloads;

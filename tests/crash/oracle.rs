@@ -41,6 +41,9 @@ impl Mark {
     }
 }
 
+/// The most commits that one compaction of a workload makes.
+const REPEATS_MAX: usize = 20;
+
 /// One commit: values to put, or keys to delete.
 pub(crate) type Commit = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
@@ -89,6 +92,34 @@ impl Scribe<'_> {
         let mut threads = self.asked.threads.lock();
         let commits = threads.entry(self.thread).or_default();
         assert!(last <= commits.len() && commits.len() <= last + 1, "one commit was under way");
+        commits.truncate(last);
+    }
+
+    /// Lets the store make commits of its own that change nothing, such as a compaction's.
+    pub(crate) fn repeats(&self, store: &Store, work: impl FnOnce(&Store)) {
+        self.repeats_as_far_as_it_gets(|| work(store));
+        self.forget_what_was_never_repeated(store);
+    }
+
+    /// [`repeats`](Self::repeats), of a process that may die of it.
+    pub(crate) fn repeats_as_far_as_it_gets(&self, work: impl FnOnce()) {
+        let begun = {
+            let mut threads = self.asked.threads.lock();
+            let commits = threads.entry(self.thread).or_default();
+            commits.resize(commits.len() + REPEATS_MAX, Commit::new());
+            commits.len() as u64
+        };
+        self.sim.marker(Mark::Begun(self.thread, begun).number());
+        work();
+    }
+
+    /// As many commits were made as the store counts; of those that repeat, fewer than were allowed for.
+    pub(crate) fn forget_what_was_never_repeated(&self, store: &Store) {
+        let last = store.stat().expect("an open store has its files").last_commit as usize;
+        let mut threads = self.asked.threads.lock();
+        let commits = threads.entry(self.thread).or_default();
+        assert!(last <= commits.len(), "more commits than were allowed for");
+        assert!(commits[last..].iter().all(Vec::is_empty), "commits are missing");
         commits.truncate(last);
     }
 

@@ -11,7 +11,9 @@ use alight::storage::sim::{Call, Event, OpKind, Sabotage, SimStorage, Trace};
 use alight_format::{EncodedBody, EntryKind, Frame, PRELUDE_BYTES, Prelude, SegmentHeader, crc32};
 
 use crate::harness::{Look, Run, look};
-use crate::workloads::{ALL, calls_to_be_killed_at, killed_at, long_keys};
+use crate::workloads::{
+    ALL, calls_to_be_killed_at, compaction, killed_at, long_keys, punching_what_nothing_vouches_for,
+};
 
 /// The first workload in which the store, broken like this, is seen to be broken, and how.
 fn first_red(sabotage: &Sabotage, closely: &Look<'_>, workloads: &[fn() -> Run]) -> Option<(String, u64)> {
@@ -55,6 +57,32 @@ fn without_any_one_kind_of_sync_the_simulation_goes_red() {
         ("the atomicity of renames", Sabotage { rename_not_atomic: true, ..Sabotage::default() }),
     ] {
         expect_red(removed, sabotage, &Look::quick(), ALL);
+    }
+}
+
+/// Whether a call gives space of a segment back.
+fn gives_back(event: &Event) -> bool {
+    matches!(event, Event::Call(call) if matches!(call.op, OpKind::Remove | OpKind::Punch)
+        && call.path.extension().is_some_and(|kind| kind == "seg"))
+}
+
+/// Segments go, and holes are punched, only after the manifest that does without them has its name for good: with the one
+/// sync before taken away, the older manifest comes back, and misses them.
+#[test]
+fn without_the_sync_of_the_manifests_name_what_is_given_back_is_missed() {
+    let giving_back: &[fn() -> Run] = &[compaction, punching_what_nothing_vouches_for];
+    for workload in giving_back {
+        let mut run = workload();
+        let events: Vec<&Event> = run.trace.events().collect();
+        let first = events.iter().position(|event| gives_back(event)).expect("the workload gives space back");
+        let sync = events[..first].iter().rev().find_map(|event| match event {
+            Event::Call(call) if call.op == OpKind::SyncDir && call.path.ends_with("store") => Some(call.index),
+            _ => None,
+        });
+        run.sabotage(Sabotage { ignore_sync_call: sync, ..Sabotage::default() });
+        let tally = look(&run, &Look { from: first, ..Look::quick() });
+        let violation = tally.violation.unwrap_or_else(|| panic!("{} stays green", run.name));
+        println!("{}: {}", run.name, first_line(&violation));
     }
 }
 

@@ -2,7 +2,7 @@
 //! disk, makes many out of few.
 
 use alight::storage::sim::{Event, Fault, FaultKind, SimStorage};
-use alight::{Durability, Store};
+use alight::{CompactOptions, Durability, Store};
 
 use crate::harness::{Look, Run, expect_sound, look, record};
 use crate::oracle::{Asked, Commit, Mark, PATH, Scribe, tiny};
@@ -276,6 +276,144 @@ pub(crate) fn calls_to_be_killed_at() -> u64 {
     before.filter(|event| matches!(event, Event::Call(_))).count() as u64
 }
 
+/// Has the store compacted. Its commits repeat what earlier ones did: to the oracle they change nothing.
+fn compact(scribe: &Scribe<'_>, store: &Store) {
+    scribe.repeats(store, |store| {
+        let report = store.compact(&CompactOptions::default(), |_| {}).unwrap();
+        assert!(report.damages.is_empty(), "{:?}", report.damages);
+    });
+}
+
+pub(crate) fn compaction() -> Run {
+    record("compaction", false, |sim, asked| {
+        let store = create(sim);
+        let scribe = scribe(sim, asked);
+        for n in 0..26u64 {
+            // Some keys live on in segments of which the rest dies.
+            let key = if n % 6 == 0 { format!("lives{n}") } else { format!("k{}", n % 3) };
+            scribe
+                .commit(&store, vec![put(key, n, [700, 4096, 300][(n % 3) as usize])], Durability::Immediate)
+                .unwrap();
+        }
+        scribe.commit(&store, vec![delete("k1"), delete("lives6")], Durability::Immediate).unwrap();
+        compact(&scribe, &store);
+        scribe.commit(&store, vec![put("k0", 90, 300), delete("lives12")], Durability::Immediate).unwrap();
+        store.abandon();
+    })
+}
+
+pub(crate) fn compaction_again_and_again() -> Run {
+    record("compaction_again_and_again", false, |sim, asked| {
+        let mut store = create(sim);
+        let scribe = scribe(sim, asked);
+        for round in 0..3u64 {
+            for n in 0..9u64 {
+                let commit = match n % 5 {
+                    4 => vec![delete(format!("k{}", (n + round) % 4))],
+                    _ => vec![put(format!("k{}", n % 4), round * 10 + n, 4500), put(format!("l{round}{n}"), n, 40)],
+                };
+                scribe.commit(&store, commit, Durability::Immediate).unwrap();
+            }
+            compact(&scribe, &store);
+            if round == 1 {
+                store.abandon();
+                store = tiny(sim).open(PATH).unwrap();
+            }
+        }
+        store.abandon();
+    })
+}
+
+/// Dead values are punched out of segments that stay.
+pub(crate) fn punching() -> Run {
+    record("punching", false, |sim, asked| {
+        let store = create(sim);
+        let scribe = scribe(sim, asked);
+        for n in 0..8u64 {
+            let commit = vec![put(format!("k{}", n % 2), n, 33_000), put(format!("lives{n}"), n, 300)];
+            scribe.commit(&store, commit, Durability::Immediate).unwrap();
+        }
+        compact(&scribe, &store);
+        scribe.commit(&store, vec![delete("k0"), put("k1", 50, 17_000)], Durability::Eventual).unwrap();
+        scribe.commit(&store, vec![put("last", 51, 300)], Durability::Immediate).unwrap();
+        store.abandon();
+    })
+}
+
+/// Dead values are punched out of small commits that no later frame vouches for: recovery would read their payload, were
+/// the segment not called sealed by then.
+pub(crate) fn punching_what_nothing_vouches_for() -> Run {
+    record("punching_what_nothing_vouches_for", false, |sim, asked| {
+        let options = tiny(sim).segment_bytes(1 << 20).small_commit_bytes_max(128 << 10).overlay_entries_max(60);
+        let store = options.create_new(true).open(PATH).unwrap();
+        sim.marker(Mark::Created.number());
+        let scribe = scribe(sim, asked);
+        for n in 0..4u64 {
+            let commit = vec![put(format!("k{n}"), n, 30_000), put(format!("lives{n}"), n, 80_000)];
+            scribe.commit(&store, commit, Durability::Eventual).unwrap();
+        }
+        scribe.commit(&store, vec![delete("k0"), delete("k2")], Durability::Eventual).unwrap();
+        compact(&scribe, &store);
+        scribe.all_durable();
+        for n in 0..3u64 {
+            scribe.commit(&store, vec![put("later", n, 300)], Durability::Eventual).unwrap();
+        }
+        store.abandon();
+    })
+}
+
+/// Deletes of puts that lie dead in the oldest segment, which stays: their segments go, and the deletes are repeated.
+pub(crate) fn deletes_are_carried_on() -> Run {
+    record("deletes_are_carried_on", false, |sim, asked| {
+        let store = create(sim);
+        let scribe = scribe(sim, asked);
+        let first = (0..4).map(|n| put(format!("a{n}"), n, 3000)).collect();
+        scribe.commit(&store, first, Durability::Immediate).unwrap();
+        for n in 0..20u64 {
+            let commit = match n % 4 {
+                0 => vec![delete(format!("a{}", n / 8))],
+                _ => vec![put(format!("b{}", n % 2), n, 3900)],
+            };
+            scribe.commit(&store, commit, Durability::Immediate).unwrap();
+            if n == 12 {
+                compact(&scribe, &store);
+            }
+        }
+        scribe.commit(&store, vec![delete("b0"), delete("b1")], Durability::Immediate).unwrap();
+        compact(&scribe, &store);
+        store.abandon();
+    })
+}
+
+/// Killed at its call number `kill_at` of a compaction; the next process goes on, and compacts.
+pub(crate) fn killed_while_it_compacted(kill_at: u64) -> Run {
+    record("killed_while_it_compacted", false, |sim, asked| {
+        let store = create(sim);
+        let scribe = scribe(sim, asked);
+        for n in 0..18u64 {
+            let key = if n % 5 == 0 { format!("lives{n}") } else { format!("k{}", n % 3) };
+            let len = if n % 6 == 1 { 20_000 } else { 3500 };
+            scribe.commit(&store, vec![put(key, n, len)], Durability::Immediate).unwrap();
+        }
+        scribe.commit(&store, vec![delete("lives5"), delete("k2")], Durability::Immediate).unwrap();
+        sim.note("compaction");
+        sim.inject(Fault::new(FaultKind::Eio, kill_at).from_then_on());
+        let mut dead = false;
+        scribe.repeats_as_far_as_it_gets(|| dead = store.compact(&CompactOptions::default(), |_| {}).is_err());
+        store.abandon();
+        sim.clear_faults();
+        sim.note("another process");
+        let store = tiny(sim).open(PATH).unwrap();
+        scribe.forget_what_was_never_repeated(&store);
+        scribe.commit(&store, vec![put("k0", 70, 300), delete("lives10")], Durability::Immediate).unwrap();
+        compact(&scribe, &store);
+        store.abandon();
+        if !dead {
+            sim.note("survived");
+        }
+    })
+}
+
 pub(crate) fn recovered_from_a_torn_tail() -> Run {
     // A disk on which an earlier crash lost the first of three commits, and kept the others. Fewer keys than the overlay
     // holds, or a flush would have synced them.
@@ -364,7 +502,31 @@ sound!(
     killed_with_news_in_several_segments,
     recovered_from_a_torn_tail,
     group_commit,
+    compaction,
+    compaction_again_and_again,
+    punching,
+    punching_what_nothing_vouches_for,
+    deletes_are_carried_on,
 );
+
+#[test]
+fn a_process_killed_at_any_call_of_a_compaction_leaves_a_store_that_survives_power_cuts() {
+    let step = if std::env::var_os("ALIGHT_CRASH_RANDOM").is_some() { 1 } else { 3 };
+    let (mut states, mut kill_at) = (0, 0);
+    loop {
+        let run = killed_while_it_compacted(kill_at);
+        let tally = look(&run, &Look::quick());
+        states += tally.states;
+        if let Some(violation) = tally.violation {
+            panic!("killed at call {kill_at}: {violation}");
+        }
+        if run.trace.events().any(|event| matches!(event, Event::Note(words) if words == "survived")) {
+            break;
+        }
+        kill_at += step;
+    }
+    println!("killed at every call of {kill_at} of a compaction by steps of {step}: {states} states");
+}
 
 /// The story: killed after the first manifest got its name and before that name was durable. The next process found a
 /// store with nothing to recover, and acknowledged commits; a power cut took the manifest away, and with it everything.
