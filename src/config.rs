@@ -74,9 +74,9 @@ pub(crate) const HOLE_BYTES_MIN: u64 = 16 << 10;
 pub(crate) const HOLES_MAX: usize = 1 << 20;
 
 /// Space is given back once this much died, or an eighth of what lives, whichever is more, however few keys that were.
-pub(crate) const DEAD_BYTES_STEP: u64 = 64 << 20;
+pub(crate) const DEAD_BYTES_STEP: u64 = 32 << 20;
 
-/// A segment that is still written to is ended early once this much of it is dead, and more than half.
+/// A segment that is still written to is ended early once this much of it is dead, and a quarter.
 pub(crate) const DEAD_TAIL_BYTES: u64 = 16 << 20;
 
 /// How much compaction copies with one commit, at most. Nobody waits for it but the store's close.
@@ -106,6 +106,9 @@ pub(crate) const BACKGROUND_PERCENT: u64 = 20;
 /// How fast compaction copies in the background when nothing else is asked for: a fraction of what a disk does, so that
 /// reads beside it hardly notice.
 pub(crate) const BACKGROUND_BYTES_PER_SECOND: u64 = 128 << 20;
+
+/// Of how many keys it is remembered that they were read, where what is read stays longest. 8 bytes each, and as many again.
+pub(crate) const TOUCHED_KEYS_MAX: usize = 1 << 20;
 
 /// How often the background looks whether what waits to be given back is still seen.
 pub(crate) const RECLAIM_PAUSE: Duration = Duration::from_secs(1);

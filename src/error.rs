@@ -88,6 +88,18 @@ pub enum Error {
         cause: String,
     },
 
+    /// The store has a limit ([`max_bytes`](crate::StoreOptions::max_bytes)), and the values do not fit. Nothing was changed;
+    /// delete keys, or raise the limit.
+    #[error(
+        "{needed} bytes do not fit into what the store's limit of {max_bytes} bytes leaves; delete keys, or raise it"
+    )]
+    Full {
+        /// The bytes that were to be put.
+        needed: u64,
+        /// The limit.
+        max_bytes: u64,
+    },
+
     /// A key is empty or longer than [`KEY_BYTES_MAX`](crate::limits::KEY_BYTES_MAX).
     #[error("a key of {len_bytes} bytes; keys are 1 to {max} bytes", max = crate::limits::KEY_BYTES_MAX)]
     InvalidKey {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use alight::storage::sim::{Abilities, SimStorage};
-use alight::{CompactOptions, CompactReport, Device, Maintenance, Store, StoreOptions};
+use alight::{CompactOptions, CompactReport, Device, Error, Eviction, Maintenance, Store, StoreOptions};
 use common::bytes;
 use common::rebuild::rebuilt_keys;
 
@@ -441,4 +441,101 @@ fn a_file_with_a_second_name_is_not_punched() {
         let now = std::fs::read(link).unwrap();
         assert!(now[..before.len()] == *before, "{} was changed", link.display());
     }
+}
+
+#[test]
+fn a_limit_refuses_what_does_not_fit_and_takes_it_when_there_is_room() {
+    let sim = SimStorage::new();
+    let store = tiny(&sim).max_bytes(100_000).open(PATH).unwrap();
+    let mut model = Contents::new();
+    for n in 0..9 {
+        put(&store, &mut model, n, n, 10_000);
+    }
+    let refused = store.put("more", &bytes(7, 10_001)).unwrap_err();
+    assert!(matches!(refused, Error::Full { needed: 10_001, max_bytes: 100_000 }), "{refused}");
+    put(&store, &mut model, 9, 9, 10_000);
+    // In place of what is there, as much fits.
+    put(&store, &mut model, 3, 33, 10_000);
+    assert!(store.put("k3", &bytes(7, 10_001)).is_err());
+    store.delete("k0").unwrap();
+    model.remove(b"k0".as_slice());
+    put(&store, &mut model, 20, 20, 10_000);
+    expect(&store, &model);
+    store.close().unwrap();
+    let store = tiny(&sim).max_bytes(50_000).open(PATH).unwrap();
+    assert!(store.put("more", b"1").is_err(), "it is over its limit already");
+    assert!(store.delete("k1").unwrap());
+    assert!(matches!(tiny(&sim).eviction(Eviction::Fifo).open("/x"), Err(Error::InvalidOption { .. })));
+}
+
+#[test]
+fn a_cache_lets_go_of_what_was_put_first() {
+    let sim = SimStorage::new();
+    let options = || tiny(&sim).max_bytes(200_000).eviction(Eviction::Fifo).overlay_entries_max(10);
+    let mut store = options().open(PATH).unwrap();
+    let mut order: Vec<(u64, usize)> = Vec::new();
+    for n in 0..300u64 {
+        let len = [300, 5000, 9000, 20_000, 40_000][(n * 7 % 5) as usize];
+        store.put(format!("k{n}"), &bytes(n, len)).unwrap();
+        order.push((n, len));
+        while order.iter().map(|(_, len)| len).sum::<usize>() > 200_000 {
+            order.remove(0);
+        }
+        let mut kept: Vec<String> = order.iter().map(|(n, _)| format!("k{n}")).collect();
+        kept.sort();
+        let there: Vec<String> = store.scan("").map(|info| info.unwrap().key.as_str().unwrap().to_owned()).collect();
+        assert_eq!(there, kept, "after {n}");
+        if n % 90 == 89 {
+            store.abandon();
+            store = options().open(PATH).unwrap();
+        }
+    }
+    assert!(store.metrics().keys_evicted > 10);
+    compact(&store);
+    let stat = store.stat().unwrap();
+    assert!(stat.live_bytes <= 200_000 && stat.disk_bytes < 300_000, "{stat:?}");
+    assert!(matches!(store.put("k", &bytes(1, 200_001)), Err(Error::Full { .. })));
+    assert!(store.verify(|_| {}).unwrap().is_sound());
+}
+
+#[test]
+fn a_cache_keeps_what_is_read_the_longest() {
+    let sim = SimStorage::new();
+    let store = tiny(&sim).max_bytes(200_000).eviction(Eviction::Lru).open(PATH).unwrap();
+    for n in 0..200u64 {
+        store.put(format!("k{n}"), &bytes(n, 5000)).unwrap();
+        for favourite in [0, 3, 7].into_iter().filter(|&favourite| favourite <= n) {
+            store.get(format!("k{favourite}"), &Device::host()).unwrap();
+        }
+    }
+    assert!(store.metrics().keys_evicted >= 150);
+    assert_eq!(store.scan("").count(), 40);
+    assert!(store.verify(|_| {}).unwrap().is_sound());
+}
+
+#[test]
+fn threads_share_a_cache_and_keep_to_its_limit() {
+    let sim = SimStorage::new();
+    sim.stop_recording();
+    let store = tiny(&sim).max_bytes(300_000).eviction(Eviction::Lru).maintenance(Maintenance::Background);
+    let store = store.open(PATH).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let store = &store;
+            scope.spawn(move || {
+                for n in 0..200u64 {
+                    let key = format!("{thread}-{}", n % 60);
+                    store.put(&key, &bytes(n, 1000 + 37 * (n as usize % 200))).unwrap();
+                    let live = store.stat().unwrap().live_bytes;
+                    assert!(live <= 300_000, "{live}");
+                    match store.get(format!("{}-{}", (thread + 1) % 4, n % 60), &Device::host()) {
+                        Ok(_) | Err(Error::NotFound(_)) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+        }
+    });
+    assert!(store.metrics().keys_evicted > 100);
+    assert!(store.verify(|_| {}).unwrap().is_sound());
 }

@@ -141,13 +141,20 @@ fn within(what: &'static str, value: u64, limit: u64) -> Result<()> {
 }
 
 /// Writes changes, of which no two have the same key, as one commit.
-fn commit(core: &Core, changes: Vec<Change<'_>>, durability: Durability) -> Result<()> {
+fn commit(core: &Core, mut changes: Vec<Change<'_>>, durability: Durability) -> Result<()> {
     let writer = core.writer()?;
     writer.committer.check()?;
     if changes.is_empty() {
         return Ok(());
     }
     core.await_room()?;
+    let sizes =
+        changes.iter().map(|change| (change.key.as_slice(), change.value.as_ref().map_or(0, TensorRef::len_bytes)));
+    // Held until the commit is published.
+    let room = core.make_room(sizes)?;
+    for key in room.iter().flat_map(|room| &room.evicted) {
+        changes.push(Change { key: key.clone(), value: None, attributes: Vec::new() });
+    }
     let durable = durability == Durability::Immediate;
     let (mut entries, mut blobs, payload_len) = lay_out_changes(changes);
     // The frame is as long with checksums as without, so its length is known before the payload is read.
@@ -181,6 +188,7 @@ fn commit(core: &Core, changes: Vec<Change<'_>>, durability: Durability) -> Resu
         let seq = writer.committer.write_large(tail, &body, payload_len, index_entries(entries), durable)?;
         finish(core, seq, durable)?;
     }
+    drop(room);
     Counters::add(&core.counters.commits, 1);
     Counters::add(&core.counters.bytes_put, blobs.iter().map(|blob| blob.source.len_bytes()).sum());
     core.maintain_when_due()

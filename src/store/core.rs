@@ -19,8 +19,9 @@ use crate::store::distrust;
 use crate::store::flush::Occasion;
 use crate::store::group::Group;
 use crate::store::layout::Layout;
+use crate::store::limit::{self, Limit};
 use crate::store::options::{Durability, Maintenance, StoreOptions};
-use crate::store::publish::publish;
+use crate::store::publish::{Change, publish};
 use crate::store::reclaim::Reclaim;
 use crate::store::segment::{Accounting, Segment, Segments};
 use crate::store::snapshot::Snapshots;
@@ -66,6 +67,10 @@ pub(crate) struct Writer {
     pub(crate) background_bytes_per_second: Option<u64>,
     /// How much may be wasted before it does.
     pub(crate) background_slack_bytes: u64,
+    /// How many bytes the store may hold, where that is limited.
+    pub(crate) limit: Option<Arc<Limit>>,
+    /// Bytes of values that keys lead to.
+    pub(crate) live: AtomicU64,
     /// Bytes of values that died since the index was last written out.
     pub(crate) died: AtomicU64,
     /// After how many of them space is given back.
@@ -146,11 +151,15 @@ impl Core {
             return;
         }
         let mut version = Version::clone(&self.version());
+        let mut all = Change::default();
         for commit in commits {
-            let died = publish(&mut version, &self.segments, commit);
-            writer.died.fetch_add(died, Ordering::Relaxed);
+            all += publish(&mut version, &self.segments, commit);
         }
         *self.version.write() = Arc::new(version);
+        writer.died.fetch_add(all.died + all.overtaken, Ordering::Relaxed);
+        // After the version: who reads this and then a version never counts twice what died.
+        writer.live.fetch_add(all.born, Ordering::AcqRel);
+        writer.live.fetch_sub(all.died, Ordering::AcqRel);
     }
 
     /// Replaces the version by what `change` makes of it, with no commit published in between.
@@ -235,6 +244,7 @@ impl Writer {
         manifest: Manifest,
         options: &StoreOptions,
         lock: Box<dyn StorageLock>,
+        live_bytes: u64,
     ) -> Self {
         Self {
             committer,
@@ -248,6 +258,8 @@ impl Writer {
             compacting: Mutex::default(),
             background_bytes_per_second: options.background_compaction,
             background_slack_bytes: options.background_slack_bytes,
+            limit: limit::of_options(options.max_bytes, options.eviction),
+            live: AtomicU64::new(live_bytes),
             died: AtomicU64::new(0),
             dead_step: AtomicU64::new(DEAD_BYTES_STEP),
             wanted: Mutex::default(),

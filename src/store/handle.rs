@@ -88,8 +88,9 @@ impl Store {
             opened.version.seq,
             writing.tails,
         );
+        let live_bytes = opened.segments.all().iter().map(|segment| segment.accounting.lock().live_bytes).sum();
         let opened_generation = opened.manifest.generation;
-        let writer = Writer::new(committer, opened.manifest, &options, writing.lock);
+        let writer = Writer::new(committer, opened.manifest, &options, writing.lock, live_bytes);
         let has_thread = writer.has_thread();
         let core = Arc::new(Core::new(opened.layout, &options, opened.segments, opened.version, Some(writer)));
         if !writing.cut.is_empty() || writing.distrusted {

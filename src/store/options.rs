@@ -7,6 +7,7 @@ use crate::config;
 use crate::error::{Error, Result};
 use crate::storage::{FileStorage, Storage};
 use crate::store::Store;
+use crate::store::limit::Eviction;
 
 /// When a commit counts as done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,6 +45,8 @@ pub struct StoreOptions {
     pub(crate) pinned_bytes_max: u64,
     pub(crate) background_compaction: Option<u64>,
     pub(crate) background_slack_bytes: u64,
+    pub(crate) max_bytes: Option<u64>,
+    pub(crate) eviction: Option<Eviction>,
     pub(crate) storage: Arc<dyn Storage>,
 }
 
@@ -67,6 +70,8 @@ impl Default for StoreOptions {
             pinned_bytes_max: 0,
             background_compaction: Some(config::BACKGROUND_BYTES_PER_SECOND),
             background_slack_bytes: config::BACKGROUND_SLACK_BYTES,
+            max_bytes: None,
+            eviction: None,
             storage: Arc::new(FileStorage::new()),
         }
     }
@@ -137,6 +142,22 @@ impl StoreOptions {
         self
     }
 
+    /// The most bytes of values that keys may lead to; none at first. A commit that would pass it is refused with
+    /// [`Error::Full`], or evicts others where [`eviction`](StoreOptions::eviction) says so. On the disk the store takes
+    /// more for a while, until what died is given back. The limit holds for this opening of the store, and a store that is
+    /// over it already takes deletes.
+    pub fn max_bytes(mut self, max_bytes: u64) -> Self {
+        self.max_bytes = Some(max_bytes);
+        self
+    }
+
+    /// Makes the store a bounded cache: a commit that would pass [`max_bytes`](StoreOptions::max_bytes) deletes other keys,
+    /// in the same commit. Evicting costs a look at the frames of the oldest segments.
+    pub fn eviction(mut self, eviction: Eviction) -> Self {
+        self.eviction = Some(eviction);
+        self
+    }
+
     /// Up to which payload a commit is one write and one sync. For tests, which shrink it until large commits are
     /// common; 1 MiB is what was measured.
     #[doc(hidden)]
@@ -186,6 +207,9 @@ impl StoreOptions {
         }
         if self.overlay_entries_max == 0 {
             return Err(Error::InvalidOption { option: "overlay_entries_max", why: "at least 1 is needed".into() });
+        }
+        if self.eviction.is_some() && self.max_bytes.is_none() {
+            return Err(Error::InvalidOption { option: "eviction", why: "it needs a limit, `max_bytes`".into() });
         }
         if self.background_compaction == Some(0) {
             return Err(Error::InvalidOption {

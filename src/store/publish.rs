@@ -1,5 +1,6 @@
 //! Makes commits visible, and keeps the count of what lives where.
 
+use std::ops::AddAssign;
 use std::sync::Arc;
 
 use alight_format::{Entry, EntryKind, IndexEntry, IndexKind, SegmentId, Seq};
@@ -8,8 +9,26 @@ use crate::index::Version;
 use crate::store::commit::Written;
 use crate::store::segment::Segments;
 
-/// Adds one commit to a version that nobody else sees yet, and to the accounts of the segments it touches. Returns the bytes
-/// of values that no key leads to any more.
+/// What a commit changed, in bytes of values.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Change {
+    /// Keys lead to them now.
+    pub(crate) born: u64,
+    /// Keys led to them before.
+    pub(crate) died: u64,
+    /// They were dead on arrival.
+    pub(crate) overtaken: u64,
+}
+
+impl AddAssign for Change {
+    fn add_assign(&mut self, other: Self) {
+        self.born += other.born;
+        self.died += other.died;
+        self.overtaken += other.overtaken;
+    }
+}
+
+/// Adds one commit to a version that nobody else sees yet, and to the accounts of the segments it touches.
 ///
 /// Looks up what each key led to before, less than a microsecond a key. Where that part of the index is damaged the commit
 /// counts all the same: it is on the disk; only the count of live bytes misses what the key led to.
@@ -17,8 +36,8 @@ use crate::store::segment::Segments;
 /// A commit of compaction repeats entries, and each counts as of the commit that it is from: a put takes effect only where
 /// the key still leads to that very put. Whatever was done to the key since stands, and what was moved is dead on arrival. A
 /// repeated delete changes nothing here: the index knows it, or has nothing older left to hide.
-pub(crate) fn publish(version: &mut Version, segments: &Segments, commit: Written) -> u64 {
-    let mut died = 0;
+pub(crate) fn publish(version: &mut Version, segments: &Segments, commit: Written) -> Change {
+    let mut change = Change::default();
     let mut own = *commit.segment.accounting.lock();
     for entry in commit.entries {
         if entry.kind == IndexKind::Delete {
@@ -36,12 +55,12 @@ pub(crate) fn publish(version: &mut Version, segments: &Segments, commit: Writte
             _ => false,
         };
         if !stands {
-            died += entry.length;
+            change.overtaken += entry.length;
             continue;
         }
         match before {
             Ok(Some(old)) if old.kind == IndexKind::Put => {
-                died += old.length;
+                change.died += old.length;
                 if old.segment == commit.segment.id {
                     own.dies(old.length);
                 } else if let Some(segment) = segments.get(old.segment) {
@@ -52,6 +71,7 @@ pub(crate) fn publish(version: &mut Version, segments: &Segments, commit: Writte
             Err(error) => tracing::warn!(%error, "live bytes are counted too high: an index block cannot be read"),
         }
         if entry.kind == IndexKind::Put {
+            change.born += entry.length;
             if entry.segment == commit.segment.id {
                 own.lives(entry.length);
             } else if let Some(segment) = segments.get(entry.segment) {
@@ -67,7 +87,7 @@ pub(crate) fn publish(version: &mut Version, segments: &Segments, commit: Writte
     *commit.segment.accounting.lock() = own;
     debug_assert_eq!(version.seq.next(), commit.seq, "commits are published in order, none left out");
     version.seq = commit.seq;
-    died
+    change
 }
 
 /// The index's view of a frame's entry, in a commit with number `seq` whose payload begins at `payload` of `segment`.

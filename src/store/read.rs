@@ -33,6 +33,11 @@ impl Core {
     /// The entry under a key.
     pub(crate) fn entry(&self, version: &Version, key: &[u8]) -> Result<Arc<IndexEntry>> {
         check_key(key)?;
+        if let Ok(writer) = self.writer()
+            && let Some(limit) = &writer.limit
+        {
+            limit.touch(key);
+        }
         version.get(key)?.ok_or_else(|| Error::NotFound(DisplayKey::from(key)))
     }
 

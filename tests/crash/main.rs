@@ -11,6 +11,7 @@
 mod damage;
 mod harness;
 mod oracle;
+#[expect(unreachable_pub, reason = "other tests share it")]
 #[path = "../common/rebuild.rs"]
 mod rebuild;
 mod sabotage;

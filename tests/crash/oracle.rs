@@ -63,10 +63,22 @@ pub(crate) struct Scribe<'a> {
 impl Scribe<'_> {
     /// Makes one commit. Whether it was acknowledged.
     pub(crate) fn commit(&self, store: &Store, commit: Commit, durability: Durability) -> Result<(), Error> {
+        self.commit_that_evicts(store, commit, Vec::new(), durability)
+    }
+
+    /// Makes one commit, to which the store adds the deletes of these keys.
+    pub(crate) fn commit_that_evicts(
+        &self,
+        store: &Store,
+        commit: Commit,
+        evicted: Vec<Vec<u8>>,
+        durability: Durability,
+    ) -> Result<(), Error> {
         let n = {
             let mut threads = self.asked.threads.lock();
             let commits = threads.entry(self.thread).or_default();
-            commits.push(commit.clone());
+            let evicted = evicted.into_iter().map(|key| (key, None));
+            commits.push(commit.iter().cloned().chain(evicted).collect());
             commits.len() as u64
         };
         self.sim.marker(Mark::Begun(self.thread, n).number());

@@ -2,7 +2,7 @@
 //! disk, makes many out of few.
 
 use alight::storage::sim::{Event, Fault, FaultKind, SimStorage};
-use alight::{CompactOptions, Durability, Store};
+use alight::{CompactOptions, Durability, Eviction, Store};
 
 use crate::harness::{Look, Run, expect_sound, look, record};
 use crate::oracle::{Asked, Commit, Mark, PATH, Scribe, tiny};
@@ -385,6 +385,33 @@ pub(crate) fn deletes_are_carried_on() -> Run {
     })
 }
 
+/// A bounded cache: what was put first goes with the commit that needs the room.
+pub(crate) fn eviction() -> Run {
+    const MAX_BYTES: usize = 70_000;
+    record("eviction", false, |sim, asked| {
+        let options = || tiny(sim).max_bytes(MAX_BYTES as u64).eviction(Eviction::Fifo);
+        let mut store = options().create_new(true).open(PATH).unwrap();
+        sim.marker(Mark::Created.number());
+        let scribe = scribe(sim, asked);
+        let mut held: Vec<(Vec<u8>, usize)> = Vec::new();
+        for n in 0..26u64 {
+            let commit = vec![put(format!("k{n}"), n, [300, 17_000, 4000, 9000][(n % 4) as usize])];
+            let coming: usize = commit.iter().map(|(_, value)| value.as_ref().unwrap().len()).sum();
+            let mut evicted = Vec::new();
+            while held.iter().map(|(_, len)| len).sum::<usize>() + coming > MAX_BYTES {
+                evicted.push(held.remove(0).0);
+            }
+            held.push((commit[0].0.clone(), coming));
+            scribe.commit_that_evicts(&store, commit, evicted, Durability::Immediate).unwrap();
+            if n == 15 {
+                store.abandon();
+                store = options().open(PATH).unwrap();
+            }
+        }
+        store.abandon();
+    })
+}
+
 /// Killed at its call number `kill_at` of a compaction; the next process goes on, and compacts.
 pub(crate) fn killed_while_it_compacted(kill_at: u64) -> Run {
     record("killed_while_it_compacted", false, |sim, asked| {
@@ -507,6 +534,7 @@ sound!(
     punching,
     punching_what_nothing_vouches_for,
     deletes_are_carried_on,
+    eviction,
 );
 
 #[test]
