@@ -6,6 +6,7 @@ use alight::Device;
 use clap::{Parser, Subcommand};
 
 use crate::commands::bench::BenchArgs;
+use crate::commands::compact::CompactArgs;
 use crate::commands::demo::DemoArgs;
 use crate::commands::doctor::DoctorArgs;
 use crate::commands::export::ExportArgs;
@@ -62,6 +63,8 @@ pub(crate) enum Command {
     Rm(RmArgs),
     /// Show how large a store is and what it holds.
     Stat(StatArgs),
+    /// Give back the space of what was replaced or deleted, by copying what lives where that is worth it.
+    Compact(CompactArgs),
     /// Read everything, check every checksum, and name what is damaged.
     Verify(VerifyArgs),
     /// Measure puts and gets beside what the disk itself gives in the same run.

@@ -118,6 +118,30 @@ fn the_size_of_a_store_is_told() {
 }
 
 #[test]
+fn compaction_gives_back_what_was_deleted_and_keeps_the_rest() {
+    let (folder, store, _) = a_store();
+    let large = folder.path().join("large");
+    std::fs::write(&large, vec![7; 3 << 20]).unwrap();
+    for key in ["dies", "lives", "dies"] {
+        alight(["put", arg(&store), key, arg(&large)]).ok();
+    }
+    alight(["rm", arg(&store), "dies"]).ok();
+    let before = alight(["stat", "--json", arg(&store)]).ok().json();
+    let live = before["live_bytes"].as_u64().unwrap();
+    assert!(
+        before["disk_bytes"].as_u64() > Some(live + (6 << 20)) && before["dead_bytes"].as_u64() > Some(6 << 20),
+        "{before}"
+    );
+    let compacted = alight(["compact", "--json", arg(&store), "--rate", "1GiB"]).ok().json();
+    assert!(compacted["disk_bytes"].as_u64() < Some(live + (1 << 20)), "{compacted}");
+    assert!(compacted["not_given_back"].is_null() && compacted["pinned_bytes"] == 0, "{compacted}");
+    assert_eq!(alight(["get", arg(&store), "lives"]).ok().stdout, vec![7; 3 << 20]);
+    assert!(alight(["verify", arg(&store)]).ok().text().contains("sound"));
+    assert!(alight(["compact", arg(&store)]).ok().text().contains("on the disk"));
+    alight(["compact", arg(&store), "--rate", "0"]).exits(2);
+}
+
+#[test]
 fn everything_is_loaded_in_windows_and_every_time_is_told() {
     let (_folder, store, values) = a_store();
     let bytes: usize = values.iter().map(|(_, bytes)| bytes.len()).sum();
@@ -248,7 +272,8 @@ fn usage_errors_exit_with_two_and_speak_json_when_asked() {
     assert!(error["error"]["remedy"].as_str().unwrap().contains("-o"));
     assert!(alight(["--help"]).ok().text().contains("Exit codes"));
     assert!(alight(["--version"]).ok().text().starts_with("alight "));
-    for command in ["demo", "import", "export", "put", "get", "load", "ls", "rm", "stat", "verify", "bench"] {
+    for command in ["demo", "import", "export", "put", "get", "load", "ls", "rm", "stat", "compact", "verify", "bench"]
+    {
         assert!(alight([command, "--help"]).ok().text().contains("Usage:"), "{command}");
     }
 }

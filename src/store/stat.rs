@@ -7,6 +7,7 @@ use alight_format::{FeatureFlags, StoreId};
 use crate::error::{Error, Result};
 use crate::store::core::Core;
 use crate::store::manifest;
+use crate::store::readers::oldest_reader;
 use crate::store::snapshot::Taken;
 
 /// The size of a store as of one moment; made by [`Store::stat`](crate::Store::stat).
@@ -37,6 +38,11 @@ pub struct Stat {
     /// Bytes of values that no key leads to any more and that are kept for snapshots and for readers in other processes,
     /// which may still see them. Zero when the store is open for reading only, which cannot tell.
     pub pinned_bytes: u64,
+    /// The oldest generation of the manifest that a store open for reading holds, in this process or another; what it sees
+    /// is kept. Nothing where nobody reads or nobody can tell, and in a store that is itself open for reading only.
+    pub oldest_reader: Option<u64>,
+    /// The generation of the manifest that is on the disk.
+    pub generation: u64,
     /// The snapshots that are held in this process, the oldest first.
     pub snapshots: Vec<SnapshotStat>,
     /// Why space that nobody sees was not given back the last time, where that is so: the file system cannot punch holes,
@@ -83,6 +89,11 @@ impl Stat {
                 snapshot.pinned_bytes = reclaim.waiting_bytes(Some(taken.epoch));
             }
         }
+        let oldest_reader = if core.is_read_only() {
+            None
+        } else {
+            oldest_reader(&*core.storage, &core.layout, manifest.generation).ok().flatten()
+        };
         let (file_bytes, disk_bytes) = sizes(core)?;
         Ok(Stat {
             format_version: manifest.version,
@@ -96,6 +107,8 @@ impl Stat {
             live_bytes,
             blob_bytes,
             pinned_bytes,
+            oldest_reader,
+            generation: manifest.generation,
             snapshots,
             not_given_back,
             file_bytes,

@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 
 pub(crate) mod bench;
+pub(crate) mod compact;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod export;
@@ -35,6 +36,7 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Ls(args) => ls::run(args, output),
         Command::Rm(args) => rm::run(args, output),
         Command::Stat(args) => stat::run(&args, output),
+        Command::Compact(args) => compact::run(&args, output),
         Command::Verify(args) => verify::run(&args, output),
         Command::Bench(args) => bench::run(&args, output),
         Command::Doctor(args) => doctor::run(&args, output),

@@ -32,6 +32,7 @@ struct StatReport {
     value_bytes: u64,
     live_bytes: u64,
     blob_bytes: u64,
+    dead_bytes: u64,
     file_bytes: u64,
     disk_bytes: u64,
     segments: u64,
@@ -68,6 +69,7 @@ pub(crate) fn run(args: &StatArgs, output: &Output) -> Result<(), Failure> {
         value_bytes: all.bytes,
         live_bytes: stat.live_bytes,
         blob_bytes: stat.blob_bytes,
+        dead_bytes: stat.blob_bytes.saturating_sub(stat.live_bytes),
         file_bytes: stat.file_bytes,
         disk_bytes: stat.disk_bytes,
         segments: stat.segments,
@@ -81,13 +83,12 @@ impl Report for StatReport {
     fn human(&self, out: &mut dyn Write) -> io::Result<()> {
         let flags = &self.flags;
         let mut table = Table::new(2);
-        let dead = self.blob_bytes.saturating_sub(self.live_bytes);
         let mut line = |name: &str, value: String| {
             table.row([name.to_owned(), value]);
         };
         line("keys", units::grouped(self.keys));
         line("values, living", units::bytes(self.live_bytes));
-        line("values, replaced or deleted", units::bytes(dead));
+        line("values, replaced or deleted", units::bytes(self.dead_bytes));
         line("on the disk", units::bytes(self.disk_bytes));
         line("length of all files", units::bytes(self.file_bytes));
         line("segments", units::grouped(self.segments));
