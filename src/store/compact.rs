@@ -98,6 +98,8 @@ struct Moved {
 struct From {
     segment: Arc<Segment>,
     file: Arc<dyn StorageFile>,
+    /// What was found alive in it is copied later, and may have died by then: held, this keeps it from being punched.
+    version: Arc<Version>,
 }
 
 /// What is collected for one commit.
@@ -183,7 +185,11 @@ impl Core {
         let Some(rate) = writer.background_bytes_per_second else { return };
         // Whoever asked for a compaction is at it.
         let Some(_one) = writer.compacting.try_lock() else { return };
-        let stop = || writer.wanted.lock().shutdown;
+        // What died meanwhile is given back without copying, and comes first; what is not copied yet is found again.
+        let stop = || {
+            let wanted = writer.wanted.lock();
+            wanted.shutdown || wanted.flush
+        };
         let mut rewritten = false;
         let outcome = self.candidates().and_then(|candidates| {
             let live: u64 = candidates.iter().map(|candidate| candidate.rewritten).sum();
@@ -254,8 +260,8 @@ impl Compaction<'_> {
         let Some(segment) = core.segments.get(id) else { return Ok(()) };
         let version = core.version();
         let oldest_elsewhere = oldest_put_beside(core, id);
-        let from = Arc::new(From { file: core.segments.file(&segment)?, segment });
-        let segment = &from.segment;
+        let from = Arc::new(From { file: core.segments.file(&segment)?, segment, version });
+        let (segment, version) = (&from.segment, &*from.version);
         let end = segment.accounting.lock().end;
         let mut offset = FIRST_FRAME;
         while offset < end {
@@ -273,8 +279,8 @@ impl Compaction<'_> {
                 entry.origin = entry.counts_from(seq);
                 let at = payload + entry.offset;
                 let matters = match entry.kind {
-                    EntryKind::Put => leads_here(&version, &entry, id, at),
-                    EntryKind::Delete if entry.origin > oldest_elsewhere => still_deleted(&version, &entry),
+                    EntryKind::Put => leads_here(version, &entry, id, at),
+                    EntryKind::Delete if entry.origin > oldest_elsewhere => still_deleted(version, &entry),
                     EntryKind::Delete => Ok(false),
                     // It would have to be repeated as what it is. No writer of this version makes one.
                     EntryKind::Alias => return Ok(()),

@@ -264,5 +264,5 @@ impl Core {
 fn is_mostly_dead(segment: &Segment) -> bool {
     let accounting = *segment.accounting.lock();
     let dead = accounting.blob_bytes - accounting.live_bytes;
-    dead >= DEAD_TAIL_BYTES && dead > accounting.blob_bytes / 2
+    dead >= DEAD_TAIL_BYTES && dead >= accounting.blob_bytes / 4
 }
