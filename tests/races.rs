@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use alight::storage::sim::{OpKind, SimStorage};
-use alight::{Durability, Error, Maintenance, Store, StoreOptions};
+use alight::{CompactOptions, Device, Durability, Error, Maintenance, Store, StoreOptions};
 use common::bytes;
 use common::interposed::Interposed;
 
@@ -225,4 +225,70 @@ fn an_eventual_commit_that_waits_for_a_durable_one_becomes_visible_with_it() {
         assert!(store.contains("durable").unwrap() && store.contains("eventual").unwrap());
     });
     store.close().unwrap();
+}
+
+/// A key is put, another deleted, while compaction has found their values alive and not yet committed its copy of them. The copy's
+/// commit is the later one, and must not overturn them: not in the store that is open, and not in one that recovers both.
+#[test]
+fn what_is_done_to_a_key_while_it_is_copied_stands() {
+    for recovered in [false, true] {
+        let sim = SimStorage::new();
+        let (copied, changed) = (Arc::new(Moment::default()), Arc::new(Moment::default()));
+        let (armed, no_manifest) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let hook = {
+            let (copied, changed, armed, no_manifest) =
+                (Arc::clone(&copied), Arc::clone(&changed), Arc::clone(&armed), Arc::clone(&no_manifest));
+            move |op: OpKind, path: &Path| {
+                let compacts = std::thread::current().name() == Some("compactor");
+                match op {
+                    // It takes space for the copy of what it has found alive.
+                    OpKind::Allocate if compacts && is_segment(path) && armed.load(Ordering::Acquire) => {
+                        copied.comes();
+                        changed.wait();
+                        armed.store(false, Ordering::Release);
+                        no_manifest.store(recovered, Ordering::Release);
+                    }
+                    OpKind::Rename if path.ends_with("MANIFEST") && no_manifest.load(Ordering::Acquire) => {
+                        return Err(failure());
+                    }
+                    _ => {}
+                }
+                Ok(())
+            }
+        };
+        let open = |storage| options(storage).overlay_entries_max(100);
+        let store = open(Interposed::new(&sim, hook)).create_new(true).open(PATH).unwrap();
+        for n in 0..12u64 {
+            store.put(format!("k{}", n % 6), &bytes(n, 4000)).unwrap();
+        }
+        armed.store(true, Ordering::Release);
+        std::thread::scope(|scope| {
+            let compactor = std::thread::Builder::new().name("compactor".into());
+            let compacting =
+                compactor.spawn_scoped(scope, || store.compact(&CompactOptions::default(), |_| {})).unwrap();
+            copied.wait();
+            let before = store.snapshot().last_commit();
+            store.put("k1", &bytes(99, 500)).unwrap();
+            store.delete("k2").unwrap();
+            changed.comes();
+            assert_eq!(compacting.join().unwrap().is_err(), recovered);
+            assert!(store.snapshot().last_commit() > before + 2, "the copy was committed");
+        });
+        let check = |store: &Store| {
+            assert_eq!(store.get("k1", &Device::host()).unwrap().as_host().unwrap(), bytes(99, 500));
+            assert!(!store.contains("k2").unwrap(), "a delete was overturned");
+            for n in [0u64, 3, 4, 5] {
+                let got = store.get(format!("k{n}"), &Device::host()).unwrap();
+                assert_eq!(got.as_host().unwrap(), bytes(n + 6, 4000));
+            }
+            let report = store.verify(|_| {}).unwrap();
+            assert!(report.is_sound(), "{:?}", report.damages);
+        };
+        check(&store);
+        store.abandon();
+        let store = open(Interposed::new(&sim, |_, _| Ok(()))).open(PATH).unwrap();
+        check(&store);
+        store.compact(&CompactOptions::default(), |_| {}).unwrap();
+        check(&store);
+    }
 }

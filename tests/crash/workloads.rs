@@ -367,7 +367,8 @@ pub(crate) fn deletes_are_carried_on() -> Run {
     record("deletes_are_carried_on", false, |sim, asked| {
         let store = create(sim);
         let scribe = scribe(sim, asked);
-        let first = (0..4).map(|n| put(format!("a{n}"), n, 3000)).collect();
+        let mut first: Commit = (0..4).map(|n| put(format!("a{n}"), n, 100)).collect();
+        first.push(put("rock", 9, 40_000));
         scribe.commit(&store, first, Durability::Immediate).unwrap();
         for n in 0..20u64 {
             let commit = match n % 4 {
