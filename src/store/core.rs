@@ -158,6 +158,16 @@ impl Core {
         writer.live.fetch_sub(all.died, Ordering::AcqRel);
     }
 
+    /// The latest published state, and the segments as of that very state: all that a manifest about it would name.
+    pub(crate) fn view(&self) -> (Arc<Version>, Vec<SegmentRecord>) {
+        // Segments are condemned together or not at all: of two, one may hold the deletes of what the other puts.
+        let _none_is_condemned = self.writer.as_ref().map(|writer| writer.reclaim.lock());
+        let _turn = self.writer.as_ref().map(|writer| writer.publishing.lock());
+        let segments = self.segments.all();
+        let kept = segments.iter().filter(|segment| !segment.is_condemned());
+        (self.version(), kept.map(|segment| segment.record()).collect())
+    }
+
     /// Replaces the version by what `change` makes of it, with no commit published in between.
     pub(crate) fn change_version<T>(&self, change: impl FnOnce(&mut Version) -> T) -> T {
         let _turn = self.writer.as_ref().map(|writer| writer.publishing.lock());

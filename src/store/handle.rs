@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+use crate::store::backup::{BackupProgress, BackupReport, back_up};
 use crate::store::batch::Batch;
 use crate::store::commit::Committer;
 use crate::store::compact::{CompactOptions, CompactProgress, CompactReport};
@@ -286,6 +287,42 @@ impl Store {
     /// Only what keeps it from looking, such as [`Error::Closed`]; damage is in the report.
     pub fn verify(&self, progress: impl FnMut(VerifyProgress)) -> Result<VerifyReport> {
         VerifyReport::of(self.core()?, progress)
+    }
+
+    /// Makes a backup at `path`, a directory that is absent or empty: a store of its own, with everything that is visible
+    /// now, which nothing changes afterwards. See [`backup_with_progress`](Store::backup_with_progress).
+    ///
+    /// # Errors
+    /// As [`backup_with_progress`](Store::backup_with_progress).
+    pub fn backup(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
+        self.backup_with_progress(path, |_| {})
+    }
+
+    /// [`backup`](Store::backup), which tells how far it has come.
+    ///
+    /// Commits, reads and other backups go on beside it, and none of them waits. On the same file system a segment that is
+    /// full gets a second name, which takes no time and no space; the others, at most a few segments, are shared or copied
+    /// as far as commits reach. On another one everything is copied. What it holds is durable when this returns. It is
+    /// opened like any store, to read or to go on from there: both then go their own ways, and a file with two names is
+    /// never written to by either.
+    ///
+    /// Bytes are copied as they lie on the disk: run [`verify`](Store::verify) on the backup to know that they are sound.
+    /// Works on a store that is open for reading too, beside a writer in another process.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] where something is at `path`, [`Error::Io`], and [`Error::WritesRefused`] where commits
+    /// cannot be made durable any more. A backup that failed leaves nothing that opens as a store, and may be tried again
+    /// at the same path, unless its parts could not be removed.
+    pub fn backup_with_progress(
+        &self,
+        path: impl AsRef<Path>,
+        mut progress: impl FnMut(BackupProgress),
+    ) -> Result<BackupReport> {
+        let core = self.core()?;
+        // Whoever closes the store waits: it must not change hands meanwhile.
+        let _passing = core.gate.read();
+        core.check_open()?;
+        back_up(core, path.as_ref(), &mut progress)
     }
 
     /// What the store did since it was opened.

@@ -8,6 +8,7 @@
 //! - What a durable commit acknowledged is found by every later open, or the open or the read says that it is damaged.
 //! - Readers hold a version and never a lock while they do I/O.
 
+mod backup;
 mod batch;
 mod commit;
 mod compact;
@@ -34,6 +35,7 @@ mod space;
 mod stat;
 mod verify;
 
+pub use backup::{BackupProgress, BackupReport};
 pub use batch::Batch;
 pub use compact::{CompactOptions, CompactProgress, CompactReport};
 pub use handle::Store;

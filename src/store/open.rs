@@ -90,7 +90,7 @@ fn not_a_store(path: &Path, why: &str) -> Error {
 }
 
 /// What lies at a path.
-enum Place {
+pub(crate) enum Place {
     Absent,
     Empty,
     Store,
@@ -99,7 +99,7 @@ enum Place {
     File,
 }
 
-fn look(storage: &dyn Storage, layout: &Layout) -> Result<Place> {
+pub(crate) fn look(storage: &dyn Storage, layout: &Layout) -> Result<Place> {
     let entries = match storage.list(layout.root()) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Place::Absent),
@@ -133,12 +133,8 @@ fn look(storage: &dyn Storage, layout: &Layout) -> Result<Place> {
 }
 
 fn create(storage: &dyn Storage, layout: &Layout, options: &StoreOptions) -> Result<()> {
-    let make = |path: &Path| match storage.create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("create", path)(error)),
-        _ => Ok(()),
-    };
     let root = layout.root();
-    make(root)?;
+    make_dir(storage, root)?;
     if let Some(parent) = root.parent() {
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         storage.sync_dir(parent).map_err(Error::io("sync", parent))?;
@@ -152,20 +148,33 @@ fn create(storage: &dyn Storage, layout: &Layout, options: &StoreOptions) -> Res
         Place::Store => return Ok(()),
         _ => {}
     }
-    make(&layout.segments())?;
-    make(&layout.index())?;
-    // Made here, so that a reader who may not write finds it. Nothing rests on it: its name need not be durable.
-    let readers = layout.readers();
-    match storage.open(&readers, OpenMode::CreateNew) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("create", &readers)(error)),
-        _ => {}
-    }
+    make_parts(storage, layout)?;
     let segment_bytes = options.segment_bytes.unwrap_or(SEGMENT_BYTES_DEFAULT);
     let manifest = Manifest::new(StoreId(entropy::random_16()), segment_bytes);
     manifest::write(storage, layout, &manifest)
 }
 
-fn take_lock(storage: &dyn Storage, layout: &Layout) -> Result<Box<dyn StorageLock>> {
+/// Makes a directory, unless it is there.
+pub(crate) fn make_dir(storage: &dyn Storage, path: &Path) -> Result<()> {
+    match storage.create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("create", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Makes what a store's directory has beside its manifest and its lock.
+pub(crate) fn make_parts(storage: &dyn Storage, layout: &Layout) -> Result<()> {
+    make_dir(storage, &layout.segments())?;
+    make_dir(storage, &layout.index())?;
+    // Made here, so that a reader who may not write finds it. Nothing rests on it: its name need not be durable.
+    let readers = layout.readers();
+    match storage.open(&readers, OpenMode::CreateNew) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("create", &readers)(error)),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn take_lock(storage: &dyn Storage, layout: &Layout) -> Result<Box<dyn StorageLock>> {
     let path = layout.lock();
     storage.lock(&path, &holder()).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => Error::Locked {
