@@ -115,6 +115,7 @@ fn kind_of(error: &Error) -> &'static str {
         Error::AlreadyExists { .. } => "already_exists",
         Error::Newer { .. } => "newer",
         Error::Locked { .. } => "locked",
+        Error::Outdated { .. } => "outdated",
         Error::InvalidKey { .. } => "invalid_key",
         Error::ShapeMismatch { .. } => "shape_mismatch",
         Error::LimitExceeded { .. } => "limit_exceeded",

@@ -19,6 +19,7 @@ use crate::store::flush::Occasion;
 use crate::store::group::Group;
 use crate::store::layout::Layout;
 use crate::store::limit::{self, Limit};
+use crate::store::open::Opened;
 use crate::store::options::{Durability, Maintenance, StoreOptions};
 use crate::store::publish::{Change, publish};
 use crate::store::reclaim::Reclaim;
@@ -30,11 +31,13 @@ pub(crate) struct Core {
     pub(crate) layout: Layout,
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) segments: Arc<Segments>,
-    pub(crate) counters: Counters,
+    pub(crate) counters: Arc<Counters>,
     pub(crate) buffers: Arc<BufferPool>,
     pub(crate) durability: Durability,
     pub(crate) small_commit_bytes_max: u64,
-    pub(crate) closed: AtomicBool,
+    pub(crate) closed: Arc<AtomicBool>,
+    /// The generation of the manifest that a reader's view began with.
+    pub(crate) generation: u64,
     /// Shared by commits in flight; taken alone by whoever closes the store, so that it waits for them.
     pub(crate) gate: RwLock<()>,
     /// Snapshots that callers hold.
@@ -94,21 +97,42 @@ impl Core {
         options: &StoreOptions,
         segments: Arc<Segments>,
         version: Version,
+        generation: u64,
         writer: Option<Writer>,
     ) -> Self {
         Self {
             layout: opened_layout,
             storage: Arc::clone(&options.storage),
             segments,
-            counters: Counters::default(),
+            counters: Arc::default(),
             buffers: Arc::default(),
             durability: options.durability,
             small_commit_bytes_max: options.small_commit_bytes_max,
-            closed: AtomicBool::new(false),
+            closed: Arc::default(),
+            generation,
             gate: RwLock::default(),
             snapshots: Snapshots::default(),
             version: RwLock::new(Arc::new(version)),
             writer,
+        }
+    }
+
+    /// A reader's view of another moment, of the same open store.
+    pub(crate) fn moved_to(&self, opened: Opened) -> Core {
+        Core {
+            layout: opened.layout,
+            storage: Arc::clone(&self.storage),
+            segments: opened.segments,
+            counters: Arc::clone(&self.counters),
+            snapshots: Arc::clone(&self.snapshots),
+            buffers: Arc::clone(&self.buffers),
+            durability: self.durability,
+            small_commit_bytes_max: self.small_commit_bytes_max,
+            closed: Arc::clone(&self.closed),
+            generation: opened.manifest.generation,
+            gate: RwLock::default(),
+            version: RwLock::new(Arc::new(opened.version)),
+            writer: None,
         }
     }
 

@@ -28,6 +28,7 @@ mod read;
 mod readers;
 mod reclaim;
 mod recover;
+mod refresh;
 mod scan;
 mod segment;
 mod snapshot;

@@ -82,7 +82,7 @@ pub(crate) fn open(path: &Path, options: &StoreOptions) -> Result<Opened> {
         }
         Place::File => return Err(not_a_store(path, "it is a file, and a store is a directory")),
     }
-    if options.read_only { open_reading(storage, layout) } else { open_writing(storage, layout, options) }
+    if options.read_only { open_reading(storage, layout, &[]) } else { open_writing(storage, layout, options) }
 }
 
 fn not_a_store(path: &Path, why: &str) -> Error {
@@ -210,7 +210,7 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     if let Some(bytes) = options.segment_bytes {
         manifest.segment_bytes = bytes;
     }
-    let mut loaded = load(storage, &layout, &manifest)?;
+    let mut loaded = load(storage, &layout, &manifest, &[])?;
     let (recovery, scans) = loaded.recover()?;
     let Loaded { segments, mut version, leftovers, condemned, next_run, trusted, found, .. } = loaded;
     manifest.next_run = next_run;
@@ -263,11 +263,12 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     })
 }
 
-fn open_reading(storage: &Arc<dyn Storage>, layout: Layout) -> Result<Opened> {
+/// Opens for reading. Runs that are open already are not opened again.
+pub(crate) fn open_reading(storage: &Arc<dyn Storage>, layout: Layout, known: &[Arc<Run>]) -> Result<Opened> {
     let mut last_error: Option<String> = None;
     for attempt in 1.. {
         let (manifest, pin) = pin_manifest(&**storage, &layout)?;
-        let outcome = load(storage, &layout, &manifest).and_then(|mut loaded| {
+        let outcome = load(storage, &layout, &manifest, known).and_then(|mut loaded| {
             let (recovery, _) = loaded.recover()?;
             let Loaded { segments, mut version, .. } = loaded;
             replay(&mut version, &segments, recovery);
@@ -324,7 +325,7 @@ struct Loaded {
     trusted: Option<Seq>,
 }
 
-fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Result<Loaded> {
+fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest, known: &[Arc<Run>]) -> Result<Loaded> {
     let segments = Arc::new(Segments::new(Arc::clone(storage), layout.clone(), manifest.store, manifest.next_segment));
     let mut open = Vec::new();
     let mut leftovers = Vec::new();
@@ -382,7 +383,10 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Res
 
     let mut runs = Vec::with_capacity(manifest.runs.len());
     for record in &manifest.runs {
-        runs.push(Arc::new(Run::open(&**storage, &layout.run(record.id), manifest.store, record)?));
+        runs.push(match known.iter().find(|run| run.record() == record) {
+            Some(run) => Arc::clone(run),
+            None => Arc::new(Run::open(&**storage, &layout.run(record.id), manifest.store, record)?),
+        });
     }
     let mut next_run = manifest.next_run;
     for entry in storage.list(&layout.index()).map_err(Error::io("list", &layout.index()))? {

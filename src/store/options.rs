@@ -89,7 +89,7 @@ impl StoreOptions {
     }
 
     /// Opens for reading only: needs no lock, writes nothing, works beside a live writer and on a read-only file
-    /// system. What is read is the state at the time of opening.
+    /// system. What is read is the state at the time of opening, until [`Store::refresh`].
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
         self
