@@ -60,6 +60,7 @@ pub use error::{Damage, DisplayKey, Error, Result};
 pub use metrics::Metrics;
 pub use store::{
     BackupProgress, BackupReport, Batch, CompactOptions, CompactProgress, CompactReport, Durability, Eviction,
-    Maintenance, Scan, Snapshot, SnapshotStat, Stat, Store, StoreOptions, VerifyProgress, VerifyReport,
+    Maintenance, RebuildProgress, RebuildReport, RepairProgress, RepairReport, Scan, Snapshot, SnapshotStat, Stat,
+    Store, StoreOptions, VerifyProgress, VerifyReport,
 };
 pub use tensor::{Key, ReadAt, Tensor, TensorInfo, TensorRef};

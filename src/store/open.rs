@@ -65,6 +65,10 @@ pub(crate) fn open(path: &Path, options: &StoreOptions) -> Result<Opened> {
             return Err(Error::AlreadyExists { path: path.to_path_buf() });
         }
         Place::Store => {}
+        Place::Unfinished if options.unfinished => create(&**storage, &layout, options)?,
+        Place::Unfinished => {
+            return Err(not_a_store(path, "a repair into it was interrupted; remove it, and repair again"));
+        }
         Place::Absent | Place::Empty | Place::HalfMade if options.create != Create::Never => {
             create(&**storage, &layout, options)?;
         }
@@ -95,6 +99,8 @@ pub(crate) enum Place {
     Empty,
     Store,
     HalfMade,
+    /// A repair into it has not come to its end.
+    Unfinished,
     Foreign(String),
     File,
 }
@@ -109,10 +115,13 @@ pub(crate) fn look(storage: &dyn Storage, layout: &Layout) -> Result<Place> {
     if entries.is_empty() {
         return Ok(Place::Empty);
     }
+    if entries.iter().any(|entry| entry.name == "UNFINISHED") {
+        return Ok(Place::Unfinished);
+    }
     if entries.iter().any(|entry| entry.name == "MANIFEST" && !entry.is_dir) {
         return Ok(Place::Store);
     }
-    let ours = ["LOCK", "READERS", "MANIFEST.tmp", "DISTRUST", "segments", "index"];
+    let ours = ["LOCK", "READERS", "MANIFEST.tmp", "DISTRUST", "UNFINISHED", "segments", "index"];
     if let Some(foreign) = entries.iter().find(|entry| !ours.contains(&entry.name.as_str())) {
         return Ok(Place::Foreign(foreign.name.clone()));
     }
