@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use alight::storage::Storage;
 use alight::storage::sim::{Abilities, Choice, Fault, FaultKind, OpKind, SimStorage};
-use alight::{Device, Durability, Error, Maintenance, Store, StoreOptions};
+use alight::{CompactOptions, Device, Durability, Error, Maintenance, Store, StoreOptions};
 use common::bytes;
 
 type Contents = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -132,6 +132,8 @@ fn a_store_and_its_backup_go_their_own_ways() {
         store.put(format!("k{}", n % 9), &bytes(100 + n, 7000)).unwrap();
         store.delete(format!("k{}", (n + 1) % 9)).unwrap();
     }
+    // What the backup has a name of loses that name here, and no byte.
+    store.compact(&CompactOptions::default(), |_| {}).unwrap();
     let after = contents(&store).unwrap();
     // Killed, opened, closed: whatever recovery cuts and closing trims, it is not the backup's.
     store.abandon();
@@ -147,6 +149,7 @@ fn a_store_and_its_backup_go_their_own_ways() {
         backup.put(format!("k{}", n % 9), &bytes(200 + n, 7000)).unwrap();
         backup.delete(format!("k{}", (n + 1) % 9)).unwrap();
     }
+    backup.compact(&CompactOptions::default(), |_| {}).unwrap();
     sound(&backup);
     backup.close().unwrap();
     assert!(files_of(&source) == source_files, "the store changed with its backup");
@@ -237,7 +240,7 @@ fn backups_under_load_open_verify_and_never_change() {
     // grow with the time that the checks take.
     let (busy, quota) = (AtomicBool::new(false), AtomicU64::new(0));
     let mut kept = Vec::new();
-    let (mut linked, mut copied) = (0, 0);
+    let (mut linked, mut copied, mut removed) = (0, 0, 0);
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let (store, done, counts) = (&store, &done, &counts);
@@ -274,6 +277,11 @@ fn backups_under_load_open_verify_and_never_change() {
                 let target = folder.path().join(format!("b{n}"));
                 let report = store.backup(&target).unwrap();
                 busy.store(false, Ordering::Relaxed);
+                if n % 5 == 4 {
+                    // Segments go, and are punched where the backups have no part in them.
+                    let report = store.compact(&CompactOptions::default(), |_| {}).unwrap();
+                    removed += report.segments_removed;
+                }
                 linked += report.linked_bytes;
                 copied += report.copied_bytes + report.shared_bytes;
                 let files = files_of(&target);
@@ -300,7 +308,9 @@ fn backups_under_load_open_verify_and_never_change() {
     }
     let store = options().open(folder.path().join("s")).unwrap();
     sound(&store);
-    println!("{count} backups beside {commits} commits: {linked} bytes linked, {copied} copied");
+    println!(
+        "{count} backups beside {commits} commits: {linked} bytes linked, {copied} copied, {removed} segments removed meanwhile"
+    );
 }
 
 /// How a storage can bring files over.

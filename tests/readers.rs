@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use alight::storage::sim::{Abilities, Call, Event, Fault, FaultKind, OpKind, SimStorage};
 use alight::storage::{FileStorage, Storage};
-use alight::{Device, Durability, Error, Maintenance, Store, StoreOptions};
+use alight::{CompactOptions, Device, Durability, Error, Maintenance, Store, StoreOptions};
 use common::bytes;
 
 const PATH: &str = "/store";
@@ -269,10 +269,14 @@ fn readers_in_four_processes_see_every_value_right_while_the_store_changes() {
     (0..PAIRS).for_each(|n| commit(&store, n));
     let mut readers: Vec<Child> = (0..4).map(|_| spawn_reader(&path)).collect();
     let started = Instant::now();
-    let mut n = PAIRS;
+    let (mut n, mut rewritten) = (PAIRS, 0);
     while started.elapsed() < Duration::from_secs(seconds) {
         commit(&store, n);
         n += 1;
+        if n.is_multiple_of(200) {
+            let report = store.compact(&CompactOptions::default(), |_| {}).unwrap();
+            rewritten += report.segments_rewritten;
+        }
         if n.is_multiple_of(500) {
             // A new writer: it recovers, settles, and writes manifests.
             store.close().unwrap();
@@ -287,9 +291,13 @@ fn readers_in_four_processes_see_every_value_right_while_the_store_changes() {
         println!("{told}");
         assert!(!told.starts_with("0 pairs"), "{told}");
     }
-    println!("beside {n} commits");
+    println!("beside {n} commits and the rewriting of {rewritten} segments");
+    assert!(rewritten > 0);
     assert!(!is_held(&path), "readers that ended hold nothing");
     assert!(store.verify(|_| {}).unwrap().is_sound());
+    // What was kept for them goes now.
+    store.compact(&CompactOptions::default(), |_| {}).unwrap();
+    assert_eq!(store.stat().unwrap().pinned_bytes, 0);
     store.close().unwrap();
 }
 
