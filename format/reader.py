@@ -76,6 +76,8 @@ class Store:
     """The accepted state of a store: for each key its newest entry, and where its value lies."""
 
     def __init__(self, path):
+        if os.path.exists(os.path.join(path, "UNFINISHED")):
+            raise Damage("a store that is still being made from another one")
         self.read_manifest(os.path.join(path, "MANIFEST"))
         self.data, self.commits, self.synced, self.values = {}, {}, self.covered, {}
         folder = os.path.join(path, "segments")

@@ -115,6 +115,9 @@ fn the_size_of_a_store_is_told() {
     assert!(stat["disk_bytes"].as_u64() >= Some(bytes as u64));
     let text = alight(["stat", arg(&store)]).ok().text();
     assert!(text.contains("segments") && text.contains("store id"), "{text}");
+    let line =
+        |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().split_whitespace().last().unwrap();
+    assert_eq!((line("format version"), line("feature flags")), ("1", "none"));
 }
 
 #[test]

@@ -205,17 +205,23 @@ fn holder() -> String {
     format!("process {} ({name})", std::process::id())
 }
 
+/// Refuses to write where a feature allows this build to read only.
+pub(crate) fn judge_writable(layout: &Layout, manifest: &Manifest) -> Result<()> {
+    if !manifest.flags.unknown_read_only() {
+        return Ok(());
+    }
+    Err(Error::Newer {
+        path: layout.root().to_path_buf(),
+        what: format!("its features {:#x} allow this build to read only", manifest.flags.read_only_compatible),
+    })
+}
+
 fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptions) -> Result<Opened> {
     // Judged before the lock's file is touched: a store of a newer format is refused with nothing written.
-    manifest::read(&**storage, &layout)?;
+    judge_writable(&layout, &manifest::read(&**storage, &layout)?)?;
     let lock = take_lock(&**storage, &layout)?;
     let mut manifest = manifest::read(&**storage, &layout)?;
-    if manifest.flags.unknown_read_only() {
-        return Err(Error::Newer {
-            path: layout.root().to_path_buf(),
-            what: format!("its features {:#x} allow this build to read only", manifest.flags.read_only_compatible),
-        });
-    }
+    judge_writable(&layout, &manifest)?;
     if let Some(bytes) = options.segment_bytes {
         manifest.segment_bytes = bytes;
     }

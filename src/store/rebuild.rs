@@ -22,7 +22,7 @@ use crate::store::distrust;
 use crate::store::gather::{Gatherer, Spill, commit_of, offer};
 use crate::store::layout::Layout;
 use crate::store::manifest;
-use crate::store::open::{Place, look, take_lock};
+use crate::store::open::{Place, judge_writable, look, take_lock};
 use crate::store::options::StoreOptions;
 use crate::store::recover::{self, Evidence, Found, TailScan, Verdict, read_frame};
 use crate::store::segment::{FIRST_FRAME, Segment, Segments, read_header};
@@ -111,11 +111,7 @@ fn judge_place(storage: &dyn Storage, layout: &Layout) -> Result<()> {
 /// The manifest, or `None` where it is missing or damaged. One that this build must not write beside is an error.
 fn read_manifest(storage: &dyn Storage, layout: &Layout) -> Result<Option<Manifest>> {
     match manifest::read(storage, layout) {
-        Ok(manifest) if manifest.flags.unknown_read_only() => Err(Error::Newer {
-            path: layout.root().to_path_buf(),
-            what: format!("its features {:#x} allow this build to read only", manifest.flags.read_only_compatible),
-        }),
-        Ok(manifest) => Ok(Some(manifest)),
+        Ok(manifest) => judge_writable(layout, &manifest).map(|()| Some(manifest)),
         Err(Error::Damaged(_)) => Ok(None),
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
