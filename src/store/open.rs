@@ -296,7 +296,8 @@ pub(crate) fn open_reading(storage: &Arc<dyn Storage>, layout: Layout, known: &[
             // the next was never missing. What two looks in a row agree on is so.
             Err(error) => {
                 let said = error.to_string();
-                if attempt >= OPEN_ATTEMPTS || last_error.as_deref() == Some(&said) {
+                let agreed = last_error.as_deref() == Some(&said) && !was_cut_meanwhile(&error);
+                if attempt >= OPEN_ATTEMPTS || agreed {
                     return Err(error);
                 }
                 last_error = Some(said);
@@ -304,6 +305,12 @@ pub(crate) fn open_reading(storage: &Arc<dyn Storage>, layout: Layout, known: &[
         }
     }
     unreachable!("the loop above has no other end")
+}
+
+/// Whether a file was shorter when it was read than when it was measured: the writer gave back space that it had taken
+/// ahead, and does so often.
+fn was_cut_meanwhile(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof)
 }
 
 /// The manifest, and the pin that keeps a writer from taking away what it leads to.
