@@ -65,6 +65,8 @@ def frame(data, offset, salt):
 class Store:
     """The accepted state of a store: for each key its newest entry, and where its value lies."""
     def __init__(self, path):
+        if (path / "UNFINISHED").exists():
+            raise Damage(f"{path}: a store that is still being made from another one")
         self.read_manifest(path / "MANIFEST")
         self.data, self.commits, self.synced, self.values = {}, {}, self.covered, {}
         found = {int(file.stem) for file in (path / "segments").iterdir() if re.fullmatch(r"\d{8,}\.seg", file.name)}

@@ -69,6 +69,14 @@ pub enum Error {
         holder: String,
     },
 
+    /// A store that is open for reading shows a state of which its writer has given something back since, and could not
+    /// know that it was still seen: [`Store::refresh`](crate::Store::refresh) it, or open it again.
+    #[error("what was read from {} was given back by its writer meanwhile; refresh the store, or open it again", path.display())]
+    Outdated {
+        /// The store's path.
+        path: PathBuf,
+    },
+
     /// A write was asked of a store that was opened for reading.
     #[error("{} is open read-only", path.display())]
     ReadOnly {

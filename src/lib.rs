@@ -60,7 +60,8 @@ pub use device::{Device, DeviceBuffer, DeviceMemory};
 pub use error::{Damage, DisplayKey, Error, Result};
 pub use metrics::Metrics;
 pub use store::{
-    Batch, CompactOptions, CompactProgress, CompactReport, Durability, Eviction, Maintenance, Scan, Snapshot,
-    SnapshotStat, Stat, Store, StoreOptions, VerifyProgress, VerifyReport,
+    BackupProgress, BackupReport, Batch, CompactOptions, CompactProgress, CompactReport, Durability, Eviction,
+    Maintenance, RebuildProgress, RebuildReport, RepairProgress, RepairReport, Scan, Snapshot, SnapshotStat, Stat,
+    Store, StoreOptions, VerifyProgress, VerifyReport,
 };
 pub use tensor::{Key, ReadAt, Tensor, TensorInfo, TensorRef};

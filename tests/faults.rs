@@ -45,6 +45,8 @@ enum Step {
     Close,
     /// Lets go of the store as a killed process does, and opens it again.
     Kill,
+    /// Makes a backup, and opens it.
+    Backup(&'static str),
     /// Reads, lists, measures and verifies.
     Read,
     /// Gives back all the space that can be.
@@ -156,6 +158,21 @@ fn scripts() -> Vec<Script> {
                 .map(|n| durable(vec![put(0, n, 40_000), put(10 + n, n, 300)]))
                 .chain([Step::Compact, Step::Kill, durable(vec![delete(0)]), Step::Compact, Step::Close, Step::Read])
                 .collect(),
+        ),
+        script(
+            "backups of a store that goes on",
+            vec![
+                durable(vec![put(1, 1, 40_000), put(2, 2, 300)]),
+                durable(vec![put(1, 3, 40_000), delete(2)]),
+                eventual(vec![put(3, 3, 700)]),
+                Step::Backup("/backup1"),
+                durable(vec![put(1, 4, 9000), put(4, 4, 300)]),
+                Step::Compact,
+                Step::Backup("/backup2"),
+                Step::Kill,
+                durable(vec![delete(1)]),
+                Step::Read,
+            ],
         ),
         Script {
             name: "a torn tail",
@@ -370,6 +387,25 @@ impl Run<'_> {
                     }
                 }
             }
+            Step::Backup(path) => {
+                let visible = self.model.visible();
+                let answer = store.backup(path);
+                self.look_for_failed_syncs();
+                match answer {
+                    // After a failed sync too, where everything visible was synced before.
+                    Ok(_) => {
+                        // A call that is struck now is one of opening it; what it shows is right.
+                        if let Ok(backup) = options(&self.sim).read_only(true).open(path)
+                            && let Ok(found) = contents(&backup)
+                            && found != visible
+                        {
+                            return Err(format!("in the backup, {}", differ(self.model.accepted.len(), &found)));
+                        }
+                    }
+                    Err(Error::Io { .. } | Error::WritesRefused { .. }) => {}
+                    Err(error) => return Err(format!("a backup fails with an error of no fitting kind: {error:?}")),
+                }
+            }
             Step::Read => {
                 // A read that fails says so; one that answers, answers right.
                 if let Ok(found) = contents(store)
@@ -428,7 +464,8 @@ impl Run<'_> {
         for (at, call) in calls.iter().enumerate().skip(self.events_seen) {
             self.may_refuse |= call.outcome.is_err() && call.op == OpKind::Truncate;
             let failed = call.outcome.is_err() && matches!(call.op, OpKind::Sync | OpKind::SyncDir);
-            if !failed {
+            // What fails of a backup fails the backup.
+            if !failed || !call.path.starts_with(PATH) {
                 continue;
             }
             any = true;

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use alight::Device;
 use clap::{Parser, Subcommand};
 
+use crate::commands::backup::BackupArgs;
 use crate::commands::bench::BenchArgs;
 use crate::commands::compact::CompactArgs;
 use crate::commands::demo::DemoArgs;
@@ -15,6 +16,7 @@ use crate::commands::import::ImportArgs;
 use crate::commands::load::LoadArgs;
 use crate::commands::ls::LsArgs;
 use crate::commands::put::PutArgs;
+use crate::commands::repair::RepairArgs;
 use crate::commands::rm::RmArgs;
 use crate::commands::stat::StatArgs;
 use crate::commands::verify::VerifyArgs;
@@ -67,6 +69,10 @@ pub(crate) enum Command {
     Compact(CompactArgs),
     /// Read everything, check every checksum, and name what is damaged.
     Verify(VerifyArgs),
+    /// Make a second store with everything in it, while the first one goes on.
+    Backup(BackupArgs),
+    /// Salvage what is whole of a damaged store into a new one, and name the rest.
+    Repair(RepairArgs),
     /// Measure puts and gets beside what the disk itself gives in the same run.
     Bench(BenchArgs),
     /// Say what this machine can do, and what to do about what it cannot: GPU, cuFile, disk, kernel.

@@ -115,6 +115,7 @@ fn kind_of(error: &Error) -> &'static str {
         Error::AlreadyExists { .. } => "already_exists",
         Error::Newer { .. } => "newer",
         Error::Locked { .. } => "locked",
+        Error::Outdated { .. } => "outdated",
         Error::InvalidKey { .. } => "invalid_key",
         Error::ShapeMismatch { .. } => "shape_mismatch",
         Error::LimitExceeded { .. } => "limit_exceeded",
@@ -129,9 +130,11 @@ fn remedy_of(error: &Error) -> Option<String> {
     let text = match error {
         Error::Io { source, .. } => return io_remedy(source).map(str::to_owned),
         Error::Damaged(_) => {
-            "`alight verify STORE` names everything that is hit; put the damaged keys again, or restore a copy. \
-             Other keys are still served"
+            "`alight verify STORE` names everything that is hit; put the damaged keys again, or restore a backup. Other \
+             keys are still served. `alight verify --repair-index STORE` mends MANIFEST and index runs, `alight repair` \
+             salvages what is whole"
         }
+        Error::Outdated { .. } => "run the command again",
         Error::NotFound(_) => "`alight ls STORE` lists the keys",
         Error::NotAStore { .. } => "name a store's directory, or make one with `alight import STORE FILE.safetensors`",
         Error::DeviceMemory { .. } => "use a smaller --window-bytes, fewer keys with --prefix, or --device host",

@@ -115,6 +115,9 @@ fn the_size_of_a_store_is_told() {
     assert!(stat["disk_bytes"].as_u64() >= Some(bytes as u64));
     let text = alight(["stat", arg(&store)]).ok().text();
     assert!(text.contains("segments") && text.contains("store id"), "{text}");
+    let line =
+        |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().split_whitespace().last().unwrap();
+    assert_eq!((line("format version"), line("feature flags")), ("1", "none"));
 }
 
 #[test]
@@ -272,8 +275,11 @@ fn usage_errors_exit_with_two_and_speak_json_when_asked() {
     assert!(error["error"]["remedy"].as_str().unwrap().contains("-o"));
     assert!(alight(["--help"]).ok().text().contains("Exit codes"));
     assert!(alight(["--version"]).ok().text().starts_with("alight "));
-    for command in ["demo", "import", "export", "put", "get", "load", "ls", "rm", "stat", "compact", "verify", "bench"]
-    {
+    let commands = [
+        "demo", "import", "export", "put", "get", "load", "ls", "rm", "stat", "compact", "verify", "backup", "repair",
+        "bench", "doctor",
+    ];
+    for command in commands {
         assert!(alight([command, "--help"]).ok().text().contains("Usage:"), "{command}");
     }
 }
@@ -289,4 +295,83 @@ fn quiet_says_nothing_but_what_was_asked_for() {
     assert_eq!(alight(["get", "-q", arg(&store), "layers.0.b"]).ok().stdout, values[0].1);
     assert_eq!(alight(["ls", "-q", arg(&store)]).ok().text().lines().count(), 3);
     assert_eq!(alight(["rm", "-q", "--json", arg(&store), "layers.0.b"]).ok().json()["deleted"], 1);
+}
+
+#[test]
+fn a_backup_is_made_beside_a_writer_and_serves_what_was_there() {
+    let (folder, store, values) = a_store();
+    let backup = folder.path().join("backup");
+    let writer = alight::Store::open(&store).unwrap();
+    writer.put("while it is open", b"here").unwrap();
+    let made = alight(["backup", "--json", arg(&store), arg(&backup)]).ok().json();
+    assert_eq!((made["command"].as_str(), made["last_commit"].as_u64()), (Some("backup"), Some(4)));
+    let bytes = |what: &str| made[what].as_u64().unwrap();
+    assert!(bytes("linked_bytes") + bytes("shared_bytes") + bytes("copied_bytes") > 3 << 20, "{made}");
+    writer.delete("layers.0.w").unwrap();
+    writer.close().unwrap();
+    alight(["verify", arg(&backup)]).ok();
+    assert_eq!(alight(["get", arg(&backup), "layers.0.w"]).ok().stdout, values[1].1);
+    assert_eq!(alight(["get", arg(&backup), "while it is open"]).ok().stdout, b"here");
+
+    alight(["backup", arg(&store), arg(&backup)]).fails(1, &["already exists", "absent or empty"]);
+    alight(["backup", arg(&store), arg(&store.join("inside"))]).fails(1, &["lies in the store itself"]);
+    alight(["backup", arg(&folder.path().join("none")), arg(&backup)]).fails(1, &["none", "alight import"]);
+    alight(["backup", arg(&store)]).exits(2);
+    let said = alight(["backup", arg(&store), arg(&folder.path().join("second"))]).ok().text();
+    assert!(said.contains("backed up to") && said.contains("as of commit 5"), "{said}");
+    assert_eq!(alight(["backup", "-q", arg(&store), arg(&folder.path().join("third"))]).ok().stdout, b"");
+}
+
+#[test]
+fn what_is_whole_of_a_damaged_store_is_salvaged_and_the_rest_is_named() {
+    let (folder, store, values) = a_store();
+    let (whole, rest) = (folder.path().join("whole"), folder.path().join("rest"));
+    let complete = alight(["repair", "--json", arg(&store), arg(&whole)]).ok().json();
+    assert_eq!((complete["complete"].as_bool(), complete["keys"].as_u64()), (Some(true), Some(3)));
+
+    flip_a_bit(&store, &values[1].1[50_000..50_100]);
+    let run = alight(["repair", arg(&store), arg(&rest)]).exits(1);
+    assert!(run.text().contains("\"layers.0.w\"") && run.text().contains("1 key"), "{run:?}");
+    assert!(run.stderr.is_empty(), "{run:?}");
+    alight(["verify", arg(&rest)]).ok();
+    assert_eq!(alight(["ls", arg(&rest)]).ok().text(), "layers.0.b\nlayers.1.w\n");
+    assert_eq!(alight(["get", arg(&rest), "layers.1.w"]).ok().stdout, values[2].1);
+    let json = folder.path().join("json");
+    let report = alight(["repair", "--json", arg(&store), arg(&json)]).exits(1).json();
+    assert_eq!((report["complete"].as_bool(), report["keys_lost"].as_u64()), (Some(false), Some(1)));
+    assert_eq!(report["damages"][0]["key"], "layers.0.w");
+
+    alight(["repair", arg(&store), arg(&rest)]).fails(1, &["already exists", "absent or empty"]);
+    alight(["repair", arg(folder.path()), arg(&folder.path().join("x"))]).fails(1, &["not an alight store", "check"]);
+    assert!(!folder.path().join("x").exists());
+    alight(["repair", arg(&store)]).exits(2);
+}
+
+#[test]
+fn an_index_and_a_manifest_that_are_lost_are_made_anew() {
+    let (_folder, store, values) = a_store();
+    let repair = ["verify", "--repair-index", arg(&store)];
+    for run in fs::read_dir(store.join("index")).unwrap() {
+        fs::write(run.unwrap().path(), "not what it was").unwrap();
+    }
+    alight(["ls", arg(&store)]).fails(1, &["damaged", "--repair-index"]);
+    let said = alight(repair).ok().text();
+    assert!(said.starts_with("made anew: the index, of 3 keys") && said.contains("sound:"), "{said}");
+    assert_eq!(alight(["get", arg(&store), "layers.0.w"]).ok().stdout, values[1].1);
+    fs::remove_file(store.join("MANIFEST")).unwrap();
+    let made = alight(repair.into_iter().chain(["--json"])).ok().json();
+    assert_eq!(
+        (made["sound"].as_bool(), made["repaired_index"]["manifest_was_lost"].as_bool()),
+        (Some(true), Some(true))
+    );
+    assert_eq!(alight(["get", arg(&store), "layers.1.w"]).ok().stdout, values[2].1);
+
+    let writer = alight::Store::open(&store).unwrap();
+    alight(repair).fails(1, &["is open for writing by"]);
+    writer.close().unwrap();
+    let segment = store.join("segments/00000001.seg");
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[4096 + 200] ^= 1;
+    fs::write(&segment, bytes).unwrap();
+    alight(repair).fails(1, &["damaged", "00000001.seg", "alight repair"]);
 }

@@ -10,6 +10,7 @@ use alight_format::{
     FormatError, HashedKey, IndexEntry, IndexKind, RunBuilder, RunBytes, RunError, RunId, RunReader, RunRecord, StoreId,
 };
 
+use crate::config::READ_BYTES;
 use crate::error::{Error, Result};
 use crate::storage::{Caching, OpenMode, Storage, StorageFile, StorageMap, read_exact_at, write_all_at};
 
@@ -97,6 +98,23 @@ impl Run {
 
     pub(crate) fn entries(&self) -> u64 {
         self.record.entries
+    }
+
+    /// The manifest's line about it.
+    pub(crate) fn record(&self) -> &RunRecord {
+        &self.record
+    }
+
+    /// Writes all of its bytes, as they are, to another file.
+    pub(crate) fn copy_to(&self, target: &dyn StorageFile, target_path: &Path) -> Result<()> {
+        let mut at = 0;
+        while at < self.record.bytes {
+            let len = (self.record.bytes - at).min(READ_BYTES as u64) as usize;
+            let piece = self.reader.bytes().read(at, len).map_err(|error| failure(&self.path, error))?;
+            write_all_at(target, &piece, at, Caching::Buffered).map_err(Error::io("write", target_path))?;
+            at += len as u64;
+        }
+        Ok(())
     }
 
     pub(crate) fn len_bytes(&self) -> u64 {

@@ -33,9 +33,12 @@ pub(crate) struct Windows {
     state: Mutex<State>,
 }
 
+/// A device, a segment, and the number of a window in it.
+type Place = (Device, SegmentId, u64);
+
 #[derive(Debug, Default)]
 struct State {
-    held: HashMap<(Device, SegmentId, u64), Held>,
+    held: HashMap<Place, Held>,
     bytes: u64,
     /// Pinning failed once: it is not tried again.
     refused: bool,
@@ -94,6 +97,11 @@ impl Windows {
             Err(error) => state.refuse(&error.to_string()),
         }
     }
+
+    /// Lets go of what is pinned of a segment whose file goes: else its space would stay taken.
+    pub(crate) fn forget(&self, segment: SegmentId) {
+        self.state.lock().let_go(|&(_, id, _), _| id == segment);
+    }
 }
 
 impl State {
@@ -106,15 +114,15 @@ impl State {
     /// Whether so many bytes more fit, once the oldest are gone.
     fn make_room(&mut self, len: u64, bytes_max: u64) -> bool {
         if self.bytes + len > bytes_max {
-            self.let_go(|held| held.used.elapsed() >= KEPT);
+            self.let_go(|_, held| held.used.elapsed() >= KEPT);
         }
         self.bytes + len <= bytes_max
     }
 
-    fn let_go(&mut self, which: impl Fn(&Held) -> bool) {
+    fn let_go(&mut self, which: impl Fn(&Place, &Held) -> bool) {
         let mut freed = 0;
-        self.held.retain(|_, held| {
-            let go = which(held);
+        self.held.retain(|place, held| {
+            let go = which(place, held);
             freed += if go { held.window.len() as u64 } else { 0 };
             !go
         });

@@ -87,6 +87,16 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Gives a file another name, in place of whatever bore it, atomically. Durable after [`Storage::sync_dir`].
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
+    /// Gives a file a second name, which must be free (`AlreadyExists`). What is written through one name is read through
+    /// the other. Durable after [`Storage::sync_dir`] of the new name's directory. `Unsupported` where the file system has
+    /// no such thing, where the new name lies on another one, or where the file has as many names as it can have.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Makes a new file (`AlreadyExists` where the name is taken) with the bytes that another has at this moment, sharing
+    /// their space until one of the two is changed. Its name and its bytes are as durable as those of a file that was just
+    /// written. `Unsupported` where the file system cannot share, or the two lie on different ones: copy then.
+    fn reflink(&self, from: &Path, to: &Path) -> io::Result<()>;
+
     /// Removes a file's name. Durable after [`Storage::sync_dir`].
     fn remove(&self, path: &Path) -> io::Result<()>;
 

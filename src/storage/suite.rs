@@ -23,6 +23,8 @@ macro_rules! suite {
             truncation_cuts_and_regrowth_shows_zeros
             an_open_file_survives_rename_and_removal
             rename_replaces_what_bore_the_name
+            a_second_name_leads_to_the_same_bytes
+            a_reflink_is_another_file_with_the_same_bytes
             a_listing_has_every_name_once_with_its_length
             a_lock_excludes_every_other_handle_until_it_is_dropped
             a_shared_byte_is_seen_by_all_until_its_guards_are_dropped
@@ -202,6 +204,48 @@ pub(super) fn a_listing_has_every_name_once_with_its_length(storage: &dyn Storag
     assert_eq!(names, [("a".into(), false, 4), ("b".into(), false, 0), ("d".into(), true, 0)]);
 }
 
+pub(super) fn a_second_name_leads_to_the_same_bytes(storage: &dyn Storage, root: &Path) {
+    let (first, second) = (root.join("f"), root.join("g"));
+    let file = create(storage, &first, b"abc");
+    match storage.link(&first, &second) {
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            return eprintln!("SKIPPED: files have one name each here: {error}");
+        }
+        answer => answer.unwrap(),
+    }
+    write_all_at(&*file, b"A", 0, Caching::Buffered).unwrap();
+    assert_eq!(content_of(storage, &second), b"Abc");
+    assert_eq!(file.facts().unwrap().links, 2);
+    assert_eq!(kind(storage.link(&first, &second)), ErrorKind::AlreadyExists);
+    assert_eq!(kind(storage.link(&root.join("no"), &root.join("h"))), ErrorKind::NotFound);
+    // Two names of one file: renaming one to the other changes nothing.
+    storage.rename(&first, &second).unwrap();
+    assert_eq!(content_of(storage, &first), b"Abc");
+    drop(file);
+    storage.remove(&first).unwrap();
+    assert_eq!(content_of(storage, &second), b"Abc");
+    storage.rename(&second, &first).unwrap();
+    assert_eq!(content_of(storage, &first), b"Abc");
+}
+
+pub(super) fn a_reflink_is_another_file_with_the_same_bytes(storage: &dyn Storage, root: &Path) {
+    let (first, second) = (root.join("f"), root.join("g"));
+    let file = create(storage, &first, &[7; 10_000]);
+    create(storage, &root.join("taken"), b"x");
+    assert_eq!(kind(storage.reflink(&first, &root.join("taken"))), ErrorKind::AlreadyExists);
+    assert_eq!(kind(storage.reflink(&root.join("no"), &second)), ErrorKind::NotFound);
+    match storage.reflink(&first, &second) {
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            assert_eq!(kind(storage.open(&second, OpenMode::Read)), ErrorKind::NotFound, "nothing is left of it");
+            return eprintln!("SKIPPED: files share no space here: {error}");
+        }
+        answer => answer.unwrap(),
+    }
+    write_all_at(&*file, b"changed", 0, Caching::Buffered).unwrap();
+    file.truncate(9000).unwrap();
+    assert_eq!(content_of(storage, &second), [7; 10_000]);
+}
+
 pub(super) fn a_lock_excludes_every_other_handle_until_it_is_dropped(storage: &dyn Storage, root: &Path) {
     let path = root.join("LOCK");
     let first = storage.lock(&path, "the first holder, with a long text").unwrap();
@@ -323,6 +367,7 @@ enum Op {
     Sync { slot: usize },
     Map { slot: usize, len: usize },
     Rename { from: usize, to: usize },
+    Link { from: usize, to: usize },
     Remove { name: usize },
     SyncDir { dir: usize },
     List { dir: usize },
@@ -349,6 +394,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         1 => slot.clone().prop_map(|slot| Op::Sync { slot }),
         1 => (slot, place()).prop_map(|(slot, len)| Op::Map { slot, len: len as usize }),
         2 => (name.clone(), name.clone()).prop_map(|(from, to)| Op::Rename { from, to }),
+        1 => (name.clone(), name.clone()).prop_map(|(from, to)| Op::Link { from, to }),
         1 => name.prop_map(|name| Op::Remove { name }),
         1 => (0..2usize).prop_map(|dir| Op::SyncDir { dir }),
         1 => (0..2usize).prop_map(|dir| Op::List { dir }),
@@ -415,12 +461,29 @@ impl Pair<'_> {
             }
             Op::Rename { from, to } => {
                 let answer = self.storage.rename(&self.path(from), &self.path(to)).map_err(|e| e.kind());
-                match self.model.names.remove(&from) {
+                let (old, new) = (self.model.names.get(&from).copied(), self.model.names.get(&to).copied());
+                match old {
+                    // Two names of one file are left as they are.
+                    Some(_) if old == new => prop_assert_eq!(answer, Ok(())),
                     Some(file) => {
+                        self.model.names.remove(&from);
                         self.model.names.insert(to, file);
                         prop_assert_eq!(answer, Ok(()));
                     }
                     None => prop_assert_eq!(answer, Err(ErrorKind::NotFound)),
+                }
+            }
+            Op::Link { from, to } => {
+                let answer = self.storage.link(&self.path(from), &self.path(to)).map_err(|e| e.kind());
+                let names = &mut self.model.names;
+                match (names.get(&from).copied(), names.contains_key(&to)) {
+                    _ if answer == Err(ErrorKind::Unsupported) => {}
+                    (None, _) => prop_assert_eq!(answer, Err(ErrorKind::NotFound)),
+                    (Some(_), true) => prop_assert_eq!(answer, Err(ErrorKind::AlreadyExists)),
+                    (Some(file), false) => {
+                        names.insert(to, file);
+                        prop_assert_eq!(answer, Ok(()));
+                    }
                 }
             }
             Op::Remove { name } => {

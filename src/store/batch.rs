@@ -132,7 +132,7 @@ impl<'a> Batch<'a> {
         let mut keep = keep.into_iter();
         let mut changes = self.changes;
         changes.retain(|_| keep.next().unwrap_or(false));
-        commit(core, changes, self.durability)
+        commit(&core, changes, self.durability)
     }
 }
 

@@ -421,11 +421,12 @@ impl Committer {
 
 /// Ends a segment where its last commit does, and gives back the space taken ahead.
 fn retire(tail: Tail) {
-    tail.segment.seal(tail.offset);
-    // Only space is lost when this fails, and recovery trims what it finds too long.
+    // Only space is lost when this fails.
     if let Err(error) = tail.file.truncate(tail.offset) {
         tracing::warn!(path = %tail.segment.path.display(), %error, "space taken ahead could not be given back");
     }
+    // Last: a sealed segment may have a second name in a backup, and nothing cuts it any more.
+    tail.segment.seal(tail.offset);
 }
 
 /// Takes space for the next `total` bytes: in big steps where the disk has them, exactly where it has not.

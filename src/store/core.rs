@@ -20,6 +20,7 @@ use crate::store::flush::Occasion;
 use crate::store::group::Group;
 use crate::store::layout::Layout;
 use crate::store::limit::{self, Limit};
+use crate::store::open::Opened;
 use crate::store::options::{Durability, Maintenance, StoreOptions};
 use crate::store::publish::{Change, publish};
 use crate::store::reclaim::Reclaim;
@@ -31,13 +32,15 @@ pub(crate) struct Core {
     pub(crate) layout: Layout,
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) segments: Arc<Segments>,
-    pub(crate) counters: Counters,
+    pub(crate) counters: Arc<Counters>,
     /// What is pinned of the segments for a GPU.
-    pub(crate) windows: Windows,
+    pub(crate) windows: Arc<Windows>,
     pub(crate) buffers: Arc<BufferPool>,
     pub(crate) durability: Durability,
     pub(crate) small_commit_bytes_max: u64,
-    pub(crate) closed: AtomicBool,
+    pub(crate) closed: Arc<AtomicBool>,
+    /// The generation of the manifest that a reader's view began with.
+    pub(crate) generation: u64,
     /// Shared by commits in flight; taken alone by whoever closes the store, so that it waits for them.
     pub(crate) gate: RwLock<()>,
     /// Snapshots that callers hold.
@@ -97,22 +100,44 @@ impl Core {
         options: &StoreOptions,
         segments: Arc<Segments>,
         version: Version,
+        generation: u64,
         writer: Option<Writer>,
     ) -> Self {
         Self {
             layout: opened_layout,
             storage: Arc::clone(&options.storage),
             segments,
-            counters: Counters::default(),
-            windows: Windows::new(options.pinned_bytes_max),
+            counters: Arc::default(),
+            windows: Arc::new(Windows::new(options.pinned_bytes_max)),
             buffers: Arc::default(),
             durability: options.durability,
             small_commit_bytes_max: options.small_commit_bytes_max,
-            closed: AtomicBool::new(false),
+            closed: Arc::default(),
+            generation,
             gate: RwLock::default(),
             snapshots: Snapshots::default(),
             version: RwLock::new(Arc::new(version)),
             writer,
+        }
+    }
+
+    /// A reader's view of another moment, of the same open store.
+    pub(crate) fn moved_to(&self, opened: Opened) -> Core {
+        Core {
+            layout: opened.layout,
+            storage: Arc::clone(&self.storage),
+            segments: opened.segments,
+            counters: Arc::clone(&self.counters),
+            windows: Arc::clone(&self.windows),
+            snapshots: Arc::clone(&self.snapshots),
+            buffers: Arc::clone(&self.buffers),
+            durability: self.durability,
+            small_commit_bytes_max: self.small_commit_bytes_max,
+            closed: Arc::clone(&self.closed),
+            generation: opened.manifest.generation,
+            gate: RwLock::default(),
+            version: RwLock::new(Arc::new(opened.version)),
+            writer: None,
         }
     }
 
@@ -160,6 +185,16 @@ impl Core {
         // After the version: who reads this and then a version never counts twice what died.
         writer.live.fetch_add(all.born, Ordering::AcqRel);
         writer.live.fetch_sub(all.died, Ordering::AcqRel);
+    }
+
+    /// The latest published state, and the segments as of that very state: all that a manifest about it would name.
+    pub(crate) fn view(&self) -> (Arc<Version>, Vec<SegmentRecord>) {
+        // Segments are condemned together or not at all: of two, one may hold the deletes of what the other puts.
+        let _none_is_condemned = self.writer.as_ref().map(|writer| writer.reclaim.lock());
+        let _turn = self.writer.as_ref().map(|writer| writer.publishing.lock());
+        let segments = self.segments.all();
+        let kept = segments.iter().filter(|segment| !segment.is_condemned());
+        (self.version(), kept.map(|segment| segment.record()).collect())
     }
 
     /// Replaces the version by what `change` makes of it, with no commit published in between.

@@ -3,16 +3,17 @@
 use std::fmt;
 use std::io::Write;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::device::{Device, DeviceBuffer};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+use crate::store::backup::{BackupProgress, BackupReport, back_up};
 use crate::store::batch::Batch;
 use crate::store::commit::Committer;
 use crate::store::compact::{CompactOptions, CompactProgress, CompactReport};
@@ -49,7 +50,11 @@ pub struct Store {
 
 /// What the last handle closes.
 struct Open {
-    core: Arc<Core>,
+    path: PathBuf,
+    /// What is seen now. A writer's is one and the same from beginning to end; a reader's is replaced by a refresh.
+    core: RwLock<Arc<Core>>,
+    /// Held while a reader looks for a newer one.
+    refreshing: Mutex<()>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -78,8 +83,9 @@ impl Store {
     pub(crate) fn open_with(path: &Path, options: StoreOptions) -> Result<Store> {
         let opened = open::open(path, &options)?;
         let Some(writing) = opened.writing else {
-            let core = Core::new(opened.layout, &options, opened.segments, opened.version, None);
-            return Ok(Store { open: Arc::new(Open { core: Arc::new(core), thread: Mutex::default() }) });
+            let generation = opened.manifest.generation;
+            let core = Core::new(opened.layout, &options, opened.segments, opened.version, generation, None);
+            return Ok(Store { open: Arc::new(Open::new(Arc::new(core), None)) });
         };
         let committer = Committer::new(
             Arc::clone(&opened.segments),
@@ -89,16 +95,17 @@ impl Store {
             writing.tails,
         );
         let live_bytes = opened.segments.all().iter().map(|segment| segment.accounting.lock().live_bytes).sum();
-        let opened_generation = opened.manifest.generation;
+        let generation = opened.manifest.generation;
         let writer = Writer::new(committer, opened.manifest, &options, writing.lock, live_bytes);
         let has_thread = writer.has_thread();
-        let core = Arc::new(Core::new(opened.layout, &options, opened.segments, opened.version, Some(writer)));
+        let core =
+            Arc::new(Core::new(opened.layout, &options, opened.segments, opened.version, generation, Some(writer)));
         if !writing.cut.is_empty() || writing.distrusted {
             core.forget_cut_tails(&writing.cut)?;
         }
         // What no manifest names any more. One that could still come back after a power cut would, by now, not.
         core.remove_leftovers(&writing.leftovers)?;
-        core.take_over_condemned(writing.condemned, opened_generation)?;
+        core.take_over_condemned(writing.condemned, generation)?;
         let thread = if has_thread {
             let core = Arc::clone(&core);
             let named = std::thread::Builder::new().name("alight-index".into());
@@ -107,13 +114,40 @@ impl Store {
         } else {
             None
         };
-        Ok(Store { open: Arc::new(Open { core, thread: Mutex::new(thread) }) })
+        Ok(Store { open: Arc::new(Open::new(core, thread)) })
     }
 
     /// The parts, unless the store was closed.
-    pub(crate) fn core(&self) -> Result<&Core> {
-        self.open.core.check_open()?;
-        Ok(&self.open.core)
+    pub(crate) fn core(&self) -> Result<Arc<Core>> {
+        let core = self.open.core();
+        core.check_open()?;
+        Ok(core)
+    }
+
+    /// Moves a store that is open for reading to the newest state that its writer has written out or, as opening does,
+    /// written since; says whether there was any. All clones of the handle see it from then on; snapshots and scans that
+    /// were begun before stay as they were. A store that is open for writing is always at its newest.
+    ///
+    /// Where nothing is new it reads the manifest, lists a directory, and reads a block for each segment that commits may go
+    /// to. Else it costs what opening costs, less the index runs that are open already. Gets go on beside it, and no writer
+    /// waits for it.
+    ///
+    /// # Errors
+    /// As [`StoreOptions::open`]; then everything is as it was, and gets go on from the old state.
+    pub fn refresh(&self) -> Result<bool> {
+        // Another thread may be doing it: then this one looks again afterwards.
+        let _turn = self.open.refreshing.lock();
+        let core = self.core()?;
+        if !core.is_read_only() {
+            return Ok(false);
+        }
+        match core.renewed()? {
+            None => Ok(false),
+            Some(newer) => {
+                *self.open.core.write() = Arc::new(newer);
+                Ok(true)
+            }
+        }
     }
 
     /// Puts a tensor under a key, in place of whatever is there, as one commit. See [`Batch::commit`] for what it means
@@ -148,18 +182,17 @@ impl Store {
 
     /// An empty batch of changes to be made as one commit.
     pub fn batch<'a>(&self) -> Batch<'a> {
-        Batch::new(self.clone(), self.open.core.durability)
+        Batch::new(self.clone(), self.open.core().durability)
     }
 
     /// A view of the store as it is now, which later commits do not change. Costs next to nothing.
     pub fn snapshot(&self) -> Snapshot {
-        let core = &self.open.core;
-        Snapshot::new(self.clone(), core.version(), &core.snapshots)
+        Snapshot::new(self.clone(), self.open.core())
     }
 
     /// What a single call sees.
     fn view(&self) -> Snapshot {
-        Snapshot::of_a_call(self.clone(), self.open.core.version())
+        Snapshot::of_a_call(self.clone(), self.open.core())
     }
 
     /// Reads a tensor to a device, verified. Blocks until it is there.
@@ -293,7 +326,7 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub fn stat(&self) -> Result<Stat> {
-        Stat::of(self.core()?)
+        Stat::of(&*self.core()?)
     }
 
     /// Reads everything and checks every checksum: frames, payloads, index runs, manifest, and that each key leads to
@@ -302,12 +335,48 @@ impl Store {
     /// # Errors
     /// Only what keeps it from looking, such as [`Error::Closed`]; damage is in the report.
     pub fn verify(&self, progress: impl FnMut(VerifyProgress)) -> Result<VerifyReport> {
-        VerifyReport::of(self.core()?, progress)
+        VerifyReport::of(&*self.core()?, progress)
+    }
+
+    /// Makes a backup at `path`, a directory that is absent or empty: a store of its own, with everything that is visible
+    /// now, which nothing changes afterwards. See [`backup_with_progress`](Store::backup_with_progress).
+    ///
+    /// # Errors
+    /// As [`backup_with_progress`](Store::backup_with_progress).
+    pub fn backup(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
+        self.backup_with_progress(path, |_| {})
+    }
+
+    /// [`backup`](Store::backup), which tells how far it has come.
+    ///
+    /// Commits, reads and other backups go on beside it, and none of them waits. On the same file system a segment that is
+    /// full gets a second name, which takes no time and no space; the others, at most a few segments, are shared or copied
+    /// as far as commits reach. On another one everything is copied. What it holds is durable when this returns. It is
+    /// opened like any store, to read or to go on from there: both then go their own ways, and a file with two names is
+    /// never written to by either.
+    ///
+    /// Bytes are copied as they lie on the disk: run [`verify`](Store::verify) on the backup to know that they are sound.
+    /// Works on a store that is open for reading too, beside a writer in another process.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] where something is at `path`, [`Error::Io`], and [`Error::WritesRefused`] where commits
+    /// cannot be made durable any more. A backup that failed leaves nothing that opens as a store, and may be tried again
+    /// at the same path, unless its parts could not be removed.
+    pub fn backup_with_progress(
+        &self,
+        path: impl AsRef<Path>,
+        mut progress: impl FnMut(BackupProgress),
+    ) -> Result<BackupReport> {
+        let core = self.core()?;
+        // Whoever closes the store waits: it must not change hands meanwhile.
+        let _passing = core.gate.read();
+        core.check_open()?;
+        back_up(&core, path.as_ref(), &mut progress)
     }
 
     /// What the store did since it was opened.
     pub fn metrics(&self) -> Metrics {
-        let core = &self.open.core;
+        let core = self.open.core();
         let mut metrics = core.counters.snapshot();
         if let Ok(writer) = core.writer() {
             metrics.segment_syncs = writer.committer.syncs.load(Ordering::Relaxed);
@@ -317,12 +386,12 @@ impl Store {
 
     /// The store's directory.
     pub fn path(&self) -> &Path {
-        self.open.core.layout.root()
+        &self.open.path
     }
 
     /// Whether the store was opened for reading only.
     pub fn is_read_only(&self) -> bool {
-        self.open.core.is_read_only()
+        self.open.core().is_read_only()
     }
 
     /// Makes every commit durable, writes the index out so that the next open has nothing to recover, gives back space
@@ -332,7 +401,7 @@ impl Store {
     /// [`Error::Closed`] when it already was, else what writing says. The store is closed either way, and nothing that
     /// was acknowledged is lost by a failure here: the next open recovers it.
     pub fn close(self) -> Result<()> {
-        if self.open.core.closed.swap(true, Ordering::AcqRel) {
+        if self.open.core().closed.swap(true, Ordering::AcqRel) {
             return Err(Error::Closed);
         }
         self.open.shut()
@@ -343,8 +412,9 @@ impl Store {
 impl Store {
     /// Leaves the store as a killed process would: nothing is settled, and the lock is let go. For tests.
     pub fn abandon(self) {
-        self.open.core.closed.store(true, Ordering::Release);
-        if let Ok(writer) = self.open.core.writer() {
+        let core = self.open.core();
+        core.closed.store(true, Ordering::Release);
+        if let Ok(writer) = core.writer() {
             writer.wanted.lock().shutdown = true;
             writer.signal.notify_all();
             if let Some(thread) = self.open.thread.lock().take() {
@@ -356,14 +426,24 @@ impl Store {
 }
 
 impl Open {
+    fn new(core: Arc<Core>, thread: Option<JoinHandle<()>>) -> Self {
+        let path = core.layout.root().to_path_buf();
+        Self { path, core: RwLock::new(core), refreshing: Mutex::default(), thread: Mutex::new(thread) }
+    }
+
+    fn core(&self) -> Arc<Core> {
+        Arc::clone(&self.core.read())
+    }
+
     fn shut(&self) -> Result<()> {
-        let Ok(writer) = self.core.writer() else { return Ok(()) };
+        let core = self.core();
+        let Ok(writer) = core.writer() else { return Ok(()) };
         // Commits that are under way come to their end; later ones see that the store is closed.
-        let _alone = self.core.gate.write();
+        let _alone = core.gate.write();
         writer.wanted.lock().shutdown = true;
         writer.signal.notify_all();
         let joined = self.thread.lock().take().map(JoinHandle::join);
-        let outcome = self.core.settle_and_trim();
+        let outcome = core.settle_and_trim();
         // The lock goes last: whoever opens the store next finds it settled.
         drop(writer.lock.lock().take());
         match joined {
@@ -377,7 +457,7 @@ impl Drop for Open {
     /// Closes what was not closed. A failure is logged: everything acknowledged is on the disk, and the next open
     /// recovers it.
     fn drop(&mut self) {
-        if self.core.closed.swap(true, Ordering::AcqRel) {
+        if self.core().closed.swap(true, Ordering::AcqRel) {
             return;
         }
         if let Err(error) = self.shut() {

@@ -37,6 +37,11 @@ impl Layout {
         self.root.join("READERS")
     }
 
+    /// What a store bears that is still being made from another one. It does not open.
+    pub(crate) fn unfinished(&self) -> PathBuf {
+        self.root.join("UNFINISHED")
+    }
+
     /// Where a failed sync leaves word for the next open.
     pub(crate) fn distrust(&self) -> PathBuf {
         self.root.join("DISTRUST")

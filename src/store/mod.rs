@@ -8,6 +8,7 @@
 //! - What a durable commit acknowledged is found by every later open, or the open or the read says that it is damaged.
 //! - Readers hold a version and never a lock while they do I/O.
 
+mod backup;
 mod batch;
 mod commit;
 mod compact;
@@ -15,6 +16,8 @@ mod core;
 mod distrust;
 mod entropy;
 mod flush;
+mod frames;
+mod gather;
 mod group;
 mod handle;
 mod layout;
@@ -25,8 +28,11 @@ mod options;
 mod publish;
 mod read;
 mod readers;
+mod rebuild;
 mod reclaim;
 mod recover;
+mod refresh;
+mod repair;
 mod scan;
 mod segment;
 mod snapshot;
@@ -34,11 +40,14 @@ mod space;
 mod stat;
 mod verify;
 
+pub use backup::{BackupProgress, BackupReport};
 pub use batch::Batch;
 pub use compact::{CompactOptions, CompactProgress, CompactReport};
 pub use handle::Store;
 pub use limit::Eviction;
 pub use options::{Durability, Maintenance, StoreOptions};
+pub use rebuild::{RebuildProgress, RebuildReport};
+pub use repair::{RepairProgress, RepairReport};
 pub use scan::Scan;
 pub use snapshot::Snapshot;
 pub use stat::{SnapshotStat, Stat};

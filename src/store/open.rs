@@ -65,6 +65,10 @@ pub(crate) fn open(path: &Path, options: &StoreOptions) -> Result<Opened> {
             return Err(Error::AlreadyExists { path: path.to_path_buf() });
         }
         Place::Store => {}
+        Place::Unfinished if options.unfinished => create(&**storage, &layout, options)?,
+        Place::Unfinished => {
+            return Err(not_a_store(path, "a repair into it was interrupted; remove it, and repair again"));
+        }
         Place::Absent | Place::Empty | Place::HalfMade if options.create != Create::Never => {
             create(&**storage, &layout, options)?;
         }
@@ -82,7 +86,7 @@ pub(crate) fn open(path: &Path, options: &StoreOptions) -> Result<Opened> {
         }
         Place::File => return Err(not_a_store(path, "it is a file, and a store is a directory")),
     }
-    if options.read_only { open_reading(storage, layout) } else { open_writing(storage, layout, options) }
+    if options.read_only { open_reading(storage, layout, &[]) } else { open_writing(storage, layout, options) }
 }
 
 fn not_a_store(path: &Path, why: &str) -> Error {
@@ -90,16 +94,18 @@ fn not_a_store(path: &Path, why: &str) -> Error {
 }
 
 /// What lies at a path.
-enum Place {
+pub(crate) enum Place {
     Absent,
     Empty,
     Store,
     HalfMade,
+    /// A repair into it has not come to its end.
+    Unfinished,
     Foreign(String),
     File,
 }
 
-fn look(storage: &dyn Storage, layout: &Layout) -> Result<Place> {
+pub(crate) fn look(storage: &dyn Storage, layout: &Layout) -> Result<Place> {
     let entries = match storage.list(layout.root()) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Place::Absent),
@@ -109,10 +115,13 @@ fn look(storage: &dyn Storage, layout: &Layout) -> Result<Place> {
     if entries.is_empty() {
         return Ok(Place::Empty);
     }
+    if entries.iter().any(|entry| entry.name == "UNFINISHED") {
+        return Ok(Place::Unfinished);
+    }
     if entries.iter().any(|entry| entry.name == "MANIFEST" && !entry.is_dir) {
         return Ok(Place::Store);
     }
-    let ours = ["LOCK", "READERS", "MANIFEST.tmp", "DISTRUST", "segments", "index"];
+    let ours = ["LOCK", "READERS", "MANIFEST.tmp", "DISTRUST", "UNFINISHED", "segments", "index"];
     if let Some(foreign) = entries.iter().find(|entry| !ours.contains(&entry.name.as_str())) {
         return Ok(Place::Foreign(foreign.name.clone()));
     }
@@ -133,12 +142,8 @@ fn look(storage: &dyn Storage, layout: &Layout) -> Result<Place> {
 }
 
 fn create(storage: &dyn Storage, layout: &Layout, options: &StoreOptions) -> Result<()> {
-    let make = |path: &Path| match storage.create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("create", path)(error)),
-        _ => Ok(()),
-    };
     let root = layout.root();
-    make(root)?;
+    make_dir(storage, root)?;
     if let Some(parent) = root.parent() {
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         storage.sync_dir(parent).map_err(Error::io("sync", parent))?;
@@ -152,20 +157,33 @@ fn create(storage: &dyn Storage, layout: &Layout, options: &StoreOptions) -> Res
         Place::Store => return Ok(()),
         _ => {}
     }
-    make(&layout.segments())?;
-    make(&layout.index())?;
-    // Made here, so that a reader who may not write finds it. Nothing rests on it: its name need not be durable.
-    let readers = layout.readers();
-    match storage.open(&readers, OpenMode::CreateNew) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("create", &readers)(error)),
-        _ => {}
-    }
+    make_parts(storage, layout)?;
     let segment_bytes = options.segment_bytes.unwrap_or(SEGMENT_BYTES_DEFAULT);
     let manifest = Manifest::new(StoreId(entropy::random_16()), segment_bytes);
     manifest::write(storage, layout, &manifest)
 }
 
-fn take_lock(storage: &dyn Storage, layout: &Layout) -> Result<Box<dyn StorageLock>> {
+/// Makes a directory, unless it is there.
+pub(crate) fn make_dir(storage: &dyn Storage, path: &Path) -> Result<()> {
+    match storage.create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("create", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Makes what a store's directory has beside its manifest and its lock.
+pub(crate) fn make_parts(storage: &dyn Storage, layout: &Layout) -> Result<()> {
+    make_dir(storage, &layout.segments())?;
+    make_dir(storage, &layout.index())?;
+    // Made here, so that a reader who may not write finds it. Nothing rests on it: its name need not be durable.
+    let readers = layout.readers();
+    match storage.open(&readers, OpenMode::CreateNew) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("create", &readers)(error)),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn take_lock(storage: &dyn Storage, layout: &Layout) -> Result<Box<dyn StorageLock>> {
     let path = layout.lock();
     storage.lock(&path, &holder()).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => Error::Locked {
@@ -187,21 +205,27 @@ fn holder() -> String {
     format!("process {} ({name})", std::process::id())
 }
 
+/// Refuses to write where a feature allows this build to read only.
+pub(crate) fn judge_writable(layout: &Layout, manifest: &Manifest) -> Result<()> {
+    if !manifest.flags.unknown_read_only() {
+        return Ok(());
+    }
+    Err(Error::Newer {
+        path: layout.root().to_path_buf(),
+        what: format!("its features {:#x} allow this build to read only", manifest.flags.read_only_compatible),
+    })
+}
+
 fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptions) -> Result<Opened> {
     // Judged before the lock's file is touched: a store of a newer format is refused with nothing written.
-    manifest::read(&**storage, &layout)?;
+    judge_writable(&layout, &manifest::read(&**storage, &layout)?)?;
     let lock = take_lock(&**storage, &layout)?;
     let mut manifest = manifest::read(&**storage, &layout)?;
-    if manifest.flags.unknown_read_only() {
-        return Err(Error::Newer {
-            path: layout.root().to_path_buf(),
-            what: format!("its features {:#x} allow this build to read only", manifest.flags.read_only_compatible),
-        });
-    }
+    judge_writable(&layout, &manifest)?;
     if let Some(bytes) = options.segment_bytes {
         manifest.segment_bytes = bytes;
     }
-    let mut loaded = load(storage, &layout, &manifest)?;
+    let mut loaded = load(storage, &layout, &manifest, &[])?;
     let (recovery, scans) = loaded.recover()?;
     let Loaded { segments, mut version, leftovers, condemned, next_run, trusted, found, .. } = loaded;
     manifest.next_run = next_run;
@@ -254,11 +278,12 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     })
 }
 
-fn open_reading(storage: &Arc<dyn Storage>, layout: Layout) -> Result<Opened> {
+/// Opens for reading. Runs that are open already are not opened again.
+pub(crate) fn open_reading(storage: &Arc<dyn Storage>, layout: Layout, known: &[Arc<Run>]) -> Result<Opened> {
     let mut last_error: Option<String> = None;
     for attempt in 1.. {
         let (manifest, pin) = pin_manifest(&**storage, &layout)?;
-        let outcome = load(storage, &layout, &manifest).and_then(|mut loaded| {
+        let outcome = load(storage, &layout, &manifest, known).and_then(|mut loaded| {
             let (recovery, _) = loaded.recover()?;
             let Loaded { segments, mut version, .. } = loaded;
             replay(&mut version, &segments, recovery);
@@ -271,7 +296,8 @@ fn open_reading(storage: &Arc<dyn Storage>, layout: Layout) -> Result<Opened> {
             // the next was never missing. What two looks in a row agree on is so.
             Err(error) => {
                 let said = error.to_string();
-                if attempt >= OPEN_ATTEMPTS || last_error.as_deref() == Some(&said) {
+                let agreed = last_error.as_deref() == Some(&said) && !was_cut_meanwhile(&error);
+                if attempt >= OPEN_ATTEMPTS || agreed {
                     return Err(error);
                 }
                 last_error = Some(said);
@@ -279,6 +305,12 @@ fn open_reading(storage: &Arc<dyn Storage>, layout: Layout) -> Result<Opened> {
         }
     }
     unreachable!("the loop above has no other end")
+}
+
+/// Whether a file was shorter when it was read than when it was measured: the writer gave back space that it had taken
+/// ahead, and does so often.
+fn was_cut_meanwhile(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof)
 }
 
 /// The manifest, and the pin that keeps a writer from taking away what it leads to.
@@ -315,7 +347,7 @@ struct Loaded {
     trusted: Option<Seq>,
 }
 
-fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Result<Loaded> {
+fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest, known: &[Arc<Run>]) -> Result<Loaded> {
     let segments = Arc::new(Segments::new(Arc::clone(storage), layout.clone(), manifest.store, manifest.next_segment));
     let mut open = Vec::new();
     let mut leftovers = Vec::new();
@@ -373,7 +405,10 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest) -> Res
 
     let mut runs = Vec::with_capacity(manifest.runs.len());
     for record in &manifest.runs {
-        runs.push(Arc::new(Run::open(&**storage, &layout.run(record.id), manifest.store, record)?));
+        runs.push(match known.iter().find(|run| run.record() == record) {
+            Some(run) => Arc::clone(run),
+            None => Arc::new(Run::open(&**storage, &layout.run(record.id), manifest.store, record)?),
+        });
     }
     let mut next_run = manifest.next_run;
     for entry in storage.list(&layout.index()).map_err(Error::io("list", &layout.index()))? {

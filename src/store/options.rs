@@ -8,6 +8,8 @@ use crate::error::{Error, Result};
 use crate::storage::{FileStorage, Storage};
 use crate::store::Store;
 use crate::store::limit::Eviction;
+use crate::store::rebuild::{RebuildProgress, RebuildReport, rebuild};
+use crate::store::repair::{RepairProgress, RepairReport, repair};
 
 /// When a commit counts as done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,6 +50,8 @@ pub struct StoreOptions {
     pub(crate) max_bytes: Option<u64>,
     pub(crate) eviction: Option<Eviction>,
     pub(crate) storage: Arc<dyn Storage>,
+    /// Whether it is the caller who makes a store that bears the mark of an unfinished one.
+    pub(crate) unfinished: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +77,7 @@ impl Default for StoreOptions {
             max_bytes: None,
             eviction: None,
             storage: Arc::new(FileStorage::new()),
+            unfinished: false,
         }
     }
 }
@@ -91,7 +96,7 @@ impl StoreOptions {
     }
 
     /// Opens for reading only: needs no lock, writes nothing, works beside a live writer and on a read-only file
-    /// system. What is read is the state at the time of opening.
+    /// system. What is read is the state at the time of opening, until [`Store::refresh`].
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
         self
@@ -193,6 +198,53 @@ impl StoreOptions {
     pub fn open(self, path: impl AsRef<Path>) -> Result<Store> {
         self.validate()?;
         Store::open_with(path.as_ref(), self)
+    }
+
+    /// Makes the index of the store at `path` anew from its segments, and the manifest where that is missing or damaged too.
+    /// For a store that does not open, or whose [`verify`](Store::verify) names the manifest or index runs.
+    ///
+    /// Reads every commit's frame, and no values; takes space for the new index beside the old one, which stays until the
+    /// new one is durable in its place. Whatever fails, the store is as it was. Refuses while another handle writes.
+    /// A store whose manifest is lost comes back with segments of the default length, or of those of
+    /// [`segment_bytes`](StoreOptions::segment_bytes).
+    ///
+    /// # Errors
+    /// [`Error::Locked`]; [`Error::Newer`]; [`Error::NotAStore`] where there are no segments; [`Error::Damaged`] when a
+    /// commit cannot be read that counts: then [`repair`](StoreOptions::repair) salvages what is whole; [`Error::Io`].
+    pub fn rebuild_index(
+        self,
+        path: impl AsRef<Path>,
+        mut progress: impl FnMut(RebuildProgress),
+    ) -> Result<RebuildReport> {
+        self.validate()?;
+        rebuild(path.as_ref(), &self, &mut progress)
+    }
+
+    /// Salvages what is whole of the store at `source`, which may be damaged in any way, into a new store at `target`, a
+    /// directory that is absent or empty. The options are those of the new store.
+    ///
+    /// Every key's newest value is taken whose bytes have their checksum, deletes counted; the report names the keys whose
+    /// newest value is damaged, and the stretches of files that are no commits. Nothing older is put in a damaged one's
+    /// place. The source is read alone, and must not be written to meanwhile. Reads every frame twice and every value once;
+    /// memory does not grow with the store. The new store counts its commits from one, and does not open before it is whole.
+    ///
+    /// # Errors
+    /// [`Error::NotAStore`] where the source has no segments, [`Error::Newer`] for one of a newer format,
+    /// [`Error::AlreadyExists`] for the target, [`Error::Io`] where the target cannot be written. Damage is in the report.
+    pub fn repair(
+        self,
+        source: impl AsRef<Path>,
+        target: impl AsRef<Path>,
+        mut progress: impl FnMut(RepairProgress),
+    ) -> Result<RepairReport> {
+        self.validate()?;
+        repair(source.as_ref(), target.as_ref(), &self, &mut progress)
+    }
+
+    /// How many entries of an index that is made anew are kept in memory before they are spilled: some 60 MiB where
+    /// nothing else was asked for.
+    pub(crate) fn gathered_max(&self) -> usize {
+        self.overlay_entries_max.saturating_mul(16)
     }
 
     fn validate(&self) -> Result<()> {

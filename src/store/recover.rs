@@ -129,7 +129,7 @@ impl<'a> Window<'a> {
 
 /// Looks behind the first gap for anything at all, and for frames that know of syncs. In a segment that holds one
 /// commit alone nothing can follow a torn one, and its payload, which may be of any length, is not searched.
-fn look_past(segment: &Arc<Segment>, file: &dyn StorageFile, scan: &mut TailScan) -> Result<()> {
+pub(crate) fn look_past(segment: &Arc<Segment>, file: &dyn StorageFile, scan: &mut TailScan) -> Result<()> {
     let path = &segment.path;
     let mut window = AlignedBuf::zeroed(0);
     let mut offset = scan.end_of_frames;

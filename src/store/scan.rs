@@ -49,7 +49,7 @@ impl Scan {
     }
 
     fn turn_page(&mut self) -> Result<()> {
-        self.snapshot.store().core()?;
+        self.snapshot.core()?;
         let from = self.after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         let page = self.snapshot.version().page(&self.prefix, from, PAGE_KEYS)?;
         self.done = page.len() < PAGE_KEYS;

@@ -11,6 +11,7 @@ use crate::device::{Device, DeviceBuffer};
 use crate::error::{DisplayKey, Error, Result};
 use crate::index::Version;
 use crate::store::Store;
+use crate::store::core::Core;
 use crate::store::read::{check_range, info_of};
 use crate::store::reclaim::Epoch;
 use crate::store::scan::Scan;
@@ -27,6 +28,9 @@ pub struct Snapshot {
     version: Arc<Version>,
     /// Nothing for the view of a single call.
     _listed: Option<Arc<Listed>>,
+    /// What was seen when the snapshot was taken: a reader's store may have moved on.
+    core: Arc<Core>,
+    /// Keeps the store open.
     store: Store,
 }
 
@@ -67,21 +71,24 @@ impl Drop for Listed {
 
 impl Snapshot {
     /// A snapshot for a caller to hold.
-    pub(crate) fn new(store: Store, version: Arc<Version>, snapshots: &Snapshots) -> Self {
-        Self { _listed: Some(Listed::new(snapshots, &version)), version, store }
+    pub(crate) fn new(store: Store, core: Arc<Core>) -> Self {
+        let version = core.version();
+        Self { _listed: Some(Listed::new(&core.snapshots, &version)), version, core, store }
     }
 
     /// What a single call sees: the same, and in no list.
-    pub(crate) fn of_a_call(store: Store, version: Arc<Version>) -> Self {
-        Self { _listed: None, version, store }
+    pub(crate) fn of_a_call(store: Store, core: Arc<Core>) -> Self {
+        Self { _listed: None, version: core.version(), core, store }
     }
 
     pub(crate) fn version(&self) -> &Version {
         &self.version
     }
 
-    pub(crate) fn store(&self) -> &Store {
-        &self.store
+    /// The parts, unless the store was closed.
+    pub(crate) fn core(&self) -> Result<&Core> {
+        self.core.check_open()?;
+        Ok(&self.core)
     }
 
     /// The number of the last commit that it sees; commits are counted from 1, those of compaction too.
@@ -103,10 +110,10 @@ impl Snapshot {
     /// # Errors
     /// As [`Store::get_many`].
     pub fn get_many<K: AsRef<[u8]>>(&self, keys: impl IntoIterator<Item = K>, device: &Device) -> Result<Vec<Tensor>> {
-        let core = self.store.core()?;
+        let core = self.core()?;
         let entries =
             keys.into_iter().map(|key| core.entry(&self.version, key.as_ref())).collect::<Result<Vec<_>>>()?;
-        core.read_many(&entries, device)
+        core.read_many(&entries, device).map_err(|error| core.explain(error))
     }
 
     /// As [`Store::get_many_into`].
@@ -129,14 +136,14 @@ impl Snapshot {
     /// # Errors
     /// As [`Store::get_into`].
     pub fn get_into(&self, key: impl AsRef<[u8]>, destination: &mut [u8]) -> Result<TensorInfo> {
-        let core = self.store.core()?;
+        let core = self.core()?;
         let entry = core.entry(&self.version, key.as_ref())?;
         let available = destination.len() as u64;
         if entry.length > available {
             let key = DisplayKey::from(key.as_ref());
             return Err(Error::DestinationTooSmall { key, needed: entry.length, available });
         }
-        core.read_into(&entry, destination)?;
+        core.read_into(&entry, destination).map_err(|error| core.explain(error))?;
         info_of(&entry)
     }
 
@@ -145,10 +152,10 @@ impl Snapshot {
     /// # Errors
     /// As [`Store::get_range`].
     pub fn get_range(&self, key: impl AsRef<[u8]>, range: Range<u64>, device: &Device) -> Result<Tensor> {
-        let core = self.store.core()?;
+        let core = self.core()?;
         let entry = core.entry(&self.version, key.as_ref())?;
         check_range(&entry, &range)?;
-        let bytes = core.read_range(&entry, range)?;
+        let bytes = core.read_range(&entry, range).map_err(|error| core.explain(error))?;
         Tensor::from_host(Dtype::U8, &[bytes.len() as u64], &bytes, device)
     }
 
@@ -157,9 +164,9 @@ impl Snapshot {
     /// # Errors
     /// As [`Store::get_to_writer`].
     pub fn get_to_writer(&self, key: impl AsRef<[u8]>, out: &mut dyn Write) -> Result<TensorInfo> {
-        let core = self.store.core()?;
+        let core = self.core()?;
         let entry = core.entry(&self.version, key.as_ref())?;
-        core.read_to_writer(&entry, out)?;
+        core.read_to_writer(&entry, out).map_err(|error| core.explain(error))?;
         info_of(&entry)
     }
 
@@ -168,7 +175,7 @@ impl Snapshot {
     /// # Errors
     /// As [`Store::info`].
     pub fn info(&self, key: impl AsRef<[u8]>) -> Result<Option<TensorInfo>> {
-        self.store.core()?;
+        self.core()?;
         check_key(key.as_ref())?;
         self.version.get(key.as_ref())?.map(|entry| info_of(&entry)).transpose()
     }
@@ -178,9 +185,12 @@ impl Snapshot {
     /// # Errors
     /// As [`Store::attributes`].
     pub fn attributes(&self, key: impl AsRef<[u8]>) -> Result<Vec<(String, Vec<u8>)>> {
-        let core = self.store.core()?;
+        let core = self.core()?;
         let entry = core.entry(&self.version, key.as_ref())?;
-        if entry.has_attributes { Ok(core.frame_entry(&entry)?.attributes) } else { Ok(Vec::new()) }
+        if !entry.has_attributes {
+            return Ok(Vec::new());
+        }
+        Ok(core.frame_entry(&entry).map_err(|error| core.explain(error))?.attributes)
     }
 
     /// As [`Store::contains`].
@@ -188,7 +198,7 @@ impl Snapshot {
     /// # Errors
     /// As [`Store::contains`].
     pub fn contains(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        self.store.core()?;
+        self.core()?;
         check_key(key.as_ref())?;
         self.version.contains(key.as_ref())
     }

@@ -52,6 +52,16 @@ impl Storage for Interposed {
         self.sim.rename(from, to)
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        (self.hook)(OpKind::Link, to)?;
+        self.sim.link(from, to)
+    }
+
+    fn reflink(&self, from: &Path, to: &Path) -> io::Result<()> {
+        (self.hook)(OpKind::Reflink, to)?;
+        self.sim.reflink(from, to)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         (self.hook)(OpKind::Remove, path)?;
         self.sim.remove(path)

@@ -10,7 +10,8 @@ use alight_format::{EntryKind, Frame, Manifest, Prelude, SegmentId};
 pub fn rebuilt_keys(sim: &SimStorage) -> Vec<Vec<u8>> {
     let manifest = Manifest::decode(&sim.read_file("/store/MANIFEST")).unwrap();
     let mut newest = BTreeMap::new();
-    for path in sim.files().into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "seg")) {
+    let of_store = |path: &std::path::PathBuf| path.starts_with("/store/segments");
+    for path in sim.files().into_iter().filter(of_store) {
         let name = path.file_name().unwrap().to_str().unwrap();
         let id = SegmentId::from_file_name(name).unwrap();
         let record = manifest.segments.iter().find(|record| record.id == id);

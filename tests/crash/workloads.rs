@@ -340,6 +340,25 @@ pub(crate) fn punching() -> Run {
     })
 }
 
+/// Backups between commits: the store's files get second names, and go on losing their first ones to compaction.
+pub(crate) fn backups() -> Run {
+    record("backups", false, |sim, asked| {
+        let store = create(sim);
+        let scribe = scribe(sim, asked);
+        for n in 0..12u64 {
+            let len = [500, 17_000, 3000, 33_000][(n % 4) as usize];
+            let durability = if n % 4 == 2 { Durability::Eventual } else { Durability::Immediate };
+            scribe.commit(&store, vec![put(format!("k{}", n % 5), n, len)], durability).unwrap();
+            if n % 5 == 2 {
+                store.backup(format!("/backup{n}")).unwrap();
+            }
+        }
+        compact(&scribe, &store);
+        scribe.commit(&store, vec![delete("k0")], Durability::Immediate).unwrap();
+        store.abandon();
+    })
+}
+
 /// Dead values are punched out of small commits that no later frame vouches for: recovery would read their payload, were
 /// the segment not called sealed by then.
 pub(crate) fn punching_what_nothing_vouches_for() -> Run {
@@ -534,6 +553,7 @@ sound!(
     compaction_again_and_again,
     punching,
     punching_what_nothing_vouches_for,
+    backups,
     deletes_are_carried_on,
     eviction,
 );

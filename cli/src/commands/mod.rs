@@ -11,6 +11,7 @@ use crate::args::Command;
 use crate::failure::Failure;
 use crate::output::Output;
 
+pub(crate) mod backup;
 pub(crate) mod bench;
 pub(crate) mod compact;
 pub(crate) mod demo;
@@ -21,6 +22,7 @@ pub(crate) mod import;
 pub(crate) mod load;
 pub(crate) mod ls;
 pub(crate) mod put;
+pub(crate) mod repair;
 pub(crate) mod rm;
 pub(crate) mod stat;
 pub(crate) mod verify;
@@ -38,6 +40,8 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Stat(args) => stat::run(&args, output),
         Command::Compact(args) => compact::run(&args, output),
         Command::Verify(args) => verify::run(&args, output),
+        Command::Backup(args) => backup::run(&args, output),
+        Command::Repair(args) => repair::run(&args, output),
         Command::Bench(args) => bench::run(&args, output),
         Command::Doctor(args) => doctor::run(&args, output),
     }

@@ -96,10 +96,14 @@ impl Report for StatReport {
         line("index entries, old ones counted", units::grouped(self.index_entries));
         line("last commit", units::grouped(self.last_commit));
         line("format version", self.format_version.to_string());
-        if (flags.compatible, flags.read_only_compatible, flags.incompatible) != (0, 0, 0) {
-            let words = [flags.compatible, flags.read_only_compatible, flags.incompatible];
-            line("feature flags", words.map(|word| format!("{word:#x}")).join(" "));
-        }
+        let words = [
+            ("compatible", flags.compatible),
+            ("read-only-compatible", flags.read_only_compatible),
+            ("incompatible", flags.incompatible),
+        ];
+        let set = words.iter().filter(|(_, word)| *word != 0).map(|(name, word)| format!("{name} {word:#x}"));
+        let set: Vec<String> = set.collect();
+        line("feature flags", if set.is_empty() { "none".into() } else { set.join(", ") });
         line("store id", self.store_id.clone());
         table.write(out)
     }

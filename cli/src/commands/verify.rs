@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use alight::{Damage, Error};
+use alight::{Damage, Error, Store};
 use clap::Args;
 use serde::Serialize;
 
@@ -19,6 +19,11 @@ use crate::units;
 pub(crate) struct VerifyArgs {
     /// The store's directory.
     store: PathBuf,
+
+    /// First make the index anew from the values' own frames, and the manifest where it is missing or damaged. Nothing may
+    /// write to the store meanwhile; whatever fails, it is as it was.
+    #[arg(long)]
+    repair_index: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -26,6 +31,8 @@ struct Verified {
     command: &'static str,
     store: String,
     sound: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repaired_index: Option<RepairedIndex>,
     keys: u64,
     commits: u64,
     values: u64,
@@ -39,8 +46,18 @@ struct Verified {
     lines: Vec<String>,
 }
 
+/// What was made anew.
 #[derive(Debug, Serialize)]
-struct JsonDamage {
+struct RepairedIndex {
+    keys: u64,
+    commits: u64,
+    segments: u64,
+    manifest_was_lost: bool,
+}
+
+/// A damage as programs read it.
+#[derive(Debug, Serialize)]
+pub(super) struct JsonDamage {
     path: String,
     offset: Option<u64>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
@@ -61,12 +78,14 @@ impl From<&Damage> for JsonDamage {
 
 pub(crate) fn run(args: &VerifyArgs, output: &Output) -> Result<(), Failure> {
     let began = Instant::now();
+    let repaired_index = if args.repair_index { Some(repair_index(args, output)?) } else { None };
     let report = check(args, output)?;
     let time = began.elapsed();
     let verified = Verified {
         command: "verify",
         store: args.store.display().to_string(),
         sound: report.is_sound(),
+        repaired_index,
         keys: report.keys,
         commits: report.commits,
         values: report.values,
@@ -82,6 +101,23 @@ pub(crate) fn run(args: &VerifyArgs, output: &Output) -> Result<(), Failure> {
     }
     output.answer(&verified)?;
     Err(Failure::Reported)
+}
+
+fn repair_index(args: &VerifyArgs, output: &Output) -> Result<RepairedIndex, Failure> {
+    let progress = Progress::bytes(output, "indexing", 0);
+    let made = Store::options()
+        .rebuild_index(&args.store, |done| progress.set(done.bytes_done, done.bytes_total))
+        .map_err(|error| {
+            let damaged = error.is_damage();
+            let failure = Failure::from(error);
+            if damaged {
+                failure.with_remedy("`alight repair STORE NEW` salvages what is whole into a new store")
+            } else {
+                failure
+            }
+        })?;
+    let (keys, commits, segments) = (made.keys, made.commits, made.segments);
+    Ok(RepairedIndex { keys, commits, segments, manifest_was_lost: made.manifest_was_lost })
 }
 
 fn check(args: &VerifyArgs, output: &Output) -> Result<alight::VerifyReport, Failure> {
@@ -101,6 +137,11 @@ fn check(args: &VerifyArgs, output: &Output) -> Result<alight::VerifyReport, Fai
 
 impl Report for Verified {
     fn human(&self, out: &mut dyn Write) -> io::Result<()> {
+        if let Some(made) = &self.repaired_index {
+            let what = if made.manifest_was_lost { "the manifest and the index" } else { "the index" };
+            let (keys, commits) = (units::count(made.keys, "key"), units::count(made.commits, "commit"));
+            writeln!(out, "made anew: {what}, of {keys} from {commits}")?;
+        }
         for line in &self.lines {
             writeln!(out, "damaged: {line}")?;
         }
@@ -117,6 +158,10 @@ impl Report for Verified {
             return writeln!(out, "sound: {read}");
         }
         writeln!(out, "{}: {read}", units::count(self.lines.len() as u64, "damage"))?;
-        writeln!(out, "put the damaged keys again, or restore a copy of the store; what is not named is sound")
+        writeln!(
+            out,
+            "put the damaged keys again, or restore a backup; what is not named is sound. `alight verify --repair-index` \
+             mends MANIFEST and index runs, `alight repair STORE NEW` salvages what is whole"
+        )
     }
 }

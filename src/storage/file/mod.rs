@@ -85,6 +85,30 @@ impl Storage for FileStorage {
         fs::rename(from, to)
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        // A segment may lie elsewhere, behind a symbolic link: a second name of the link would be no copy of the file.
+        if fs::symlink_metadata(from)?.is_symlink() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        fs::hard_link(from, to).map_err(|error| match error.raw_os_error() {
+            // Another file system; one without links, or a policy against them; too many of them.
+            Some(libc::EXDEV | libc::EPERM | libc::EMLINK | libc::EOPNOTSUPP | libc::ENOSYS) => {
+                io::Error::new(io::ErrorKind::Unsupported, error)
+            }
+            _ => error,
+        })
+    }
+
+    fn reflink(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let source = File::open(from)?;
+        let target = OpenOptions::new().write(true).create_new(true).open(to)?;
+        sys::clone_file(&source, &target).inspect_err(|_| {
+            if let Err(error) = fs::remove_file(to) {
+                tracing::warn!(path = %to.display(), %error, "an empty file is left of a copy that was not made");
+            }
+        })
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
     }

@@ -89,6 +89,21 @@ fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Resul
     check(answer).map(drop).map_err(unsupported_is_a_kind)
 }
 
+/// `FICLONE`: makes `target` share all of `source`'s blocks. `Unsupported` where the two cannot share any.
+pub(super) fn clone_file(source: &File, target: &File) -> io::Result<()> {
+    #[expect(unsafe_code, reason = "FICLONE is not in the standard library")]
+    // SAFETY: both descriptors are open as long as the files are borrowed; the request takes a descriptor by value and no
+    // memory of ours.
+    let answer = unsafe { libc::ioctl(target.as_raw_fd(), libc::FICLONE, source.as_raw_fd()) };
+    check(answer).map(drop).map_err(|error| match error.raw_os_error() {
+        // Another file system, one that shares nothing, one that does not know the request.
+        Some(libc::EXDEV | libc::EOPNOTSUPP | libc::EINVAL | libc::ENOTTY | libc::ENOSYS | libc::EPERM) => {
+            io::Error::new(io::ErrorKind::Unsupported, error)
+        }
+        _ => error,
+    })
+}
+
 /// `fdatasync`. Unlike `File::sync_data` it does not go round again after `EINTR`.
 pub(super) fn sync_data(file: &File) -> io::Result<()> {
     #[expect(unsafe_code, reason = "the standard library's call retries, and a sync must never be retried")]

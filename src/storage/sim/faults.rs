@@ -42,6 +42,8 @@ impl FaultKind {
                 OpKind::Open
                     | OpKind::CreateDir
                     | OpKind::Rename
+                    | OpKind::Link
+                    | OpKind::Reflink
                     | OpKind::Lock
                     | OpKind::ShareByte
                     | OpKind::Write
@@ -94,7 +96,7 @@ impl Fault {
         self
     }
 
-    /// Counts only calls whose path ends like this; of a rename, either path.
+    /// Counts only calls whose path ends like this; of two paths, either.
     pub fn path_ending(mut self, suffix: impl Into<String>) -> Self {
         self.path_suffix = Some(suffix.into());
         self

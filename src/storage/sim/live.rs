@@ -32,6 +32,10 @@ pub struct Abilities {
     pub punch: bool,
     /// Whether bytes can be locked; `Unsupported` otherwise.
     pub share_bytes: bool,
+    /// Whether a file can have a second name; `Unsupported` otherwise.
+    pub link: bool,
+    /// Whether two files can share their space; `Unsupported` otherwise.
+    pub reflink: bool,
     /// What is said of any page when asked whether it is cached.
     pub resident: Option<bool>,
 }
@@ -39,7 +43,16 @@ pub struct Abilities {
 impl Default for Abilities {
     /// Everything, and nobody knows what is cached.
     fn default() -> Self {
-        Self { direct: true, map: true, allocate: true, punch: true, share_bytes: true, resident: None }
+        Self {
+            direct: true,
+            map: true,
+            allocate: true,
+            punch: true,
+            share_bytes: true,
+            link: true,
+            reflink: true,
+            resident: None,
+        }
     }
 }
 
@@ -149,10 +162,12 @@ impl Live {
         }
     }
 
-    /// After the last name of a file went.
-    fn lost_its_name(&mut self, node: Node) {
+    /// After a name of a file went.
+    fn lost_a_name(&mut self, node: Node) {
         if let Node::File(file) = node {
-            if self.handles.contains_key(&file) {
+            if self.image.linked_files().contains(&file) {
+                // It has another one.
+            } else if self.handles.contains_key(&file) {
                 self.nameless.insert(file);
             } else {
                 self.image.files.remove(&file);
@@ -196,12 +211,48 @@ impl Live {
             return Err(errno(libc::EISDIR));
         }
         self.writable()?;
-        if from != to {
+        // Two names of one file are left as they are, as POSIX has it.
+        if from != to && replaced != Some(node) {
             self.change_names(NameChange::Rename { from, to, node });
             if let Some(replaced) = replaced {
-                self.lost_its_name(replaced);
+                self.lost_a_name(replaced);
             }
         }
+        Ok(())
+    }
+
+    pub(super) fn link(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        let (node, at) = (Node::File(self.image.file(from)?), self.image.place(to)?);
+        if self.image.node(&at).is_some() {
+            return Err(errno(libc::EEXIST));
+        }
+        self.writable()?;
+        if !self.abilities.link {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        self.change_names(NameChange::Link { at, node });
+        Ok(())
+    }
+
+    /// The new file's bytes are as those of one long write: nothing of them is durable before a sync.
+    pub(super) fn reflink(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        let (source, at) = (self.image.file(from)?, self.image.place(to)?);
+        if self.image.node(&at).is_some() {
+            return Err(errno(libc::EEXIST));
+        }
+        self.writable()?;
+        if !self.abilities.reflink {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let content = self.image.content(source);
+        // Counted as if nothing were shared: a disk that is fuller than it has to be.
+        if self.capacity.is_some() && content.allocated_bytes() > self.free_bytes() {
+            return Err(errno(libc::ENOSPC));
+        }
+        let file = FileId(self.new_id());
+        self.image.files.insert(file, Content::default());
+        self.change_names(NameChange::Link { at, node: Node::File(file) });
+        self.edit(file, Edit::Write(0..content.len()), |target| *target = content);
         Ok(())
     }
 
@@ -210,7 +261,7 @@ impl Live {
         let at: Place = self.image.place(path)?;
         self.writable()?;
         self.change_names(NameChange::Unlink { at, node });
-        self.lost_its_name(node);
+        self.lost_a_name(node);
         Ok(())
     }
 

@@ -31,7 +31,8 @@
 //!   4 KiB. What a disk writes is sectors as they are then, so a kept write brings whole sectors as they were after it.
 //! - A directory's names are as at its last [`Storage::sync_dir`], with any of the changes since, each whole or not at
 //!   all; one that rests on another that was lost is lost as well. A rename between two directories is durable once
-//!   both are synced. A file whose name was lost is lost, however often the file itself was synced.
+//!   both are synced. A file with two names has each of them, or not, on its own. A file whose name was lost is lost,
+//!   however often the file itself was synced.
 //! - Power that fails during a sync leaves what could be there before it; power that fails during any other call leaves
 //!   what could be there after it, since the call is pending either way.
 //!
@@ -319,6 +320,16 @@ impl Storage for SimStorage {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let request = Request { to: Some(to.into()), ..Request::on(OpKind::Rename, from) };
         self.disk.call(request, |live| live.rename(from, to))
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let request = Request { to: Some(to.into()), ..Request::on(OpKind::Link, from) };
+        self.disk.call(request, |live| live.link(from, to))
+    }
+
+    fn reflink(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let request = Request { to: Some(to.into()), ..Request::on(OpKind::Reflink, from) };
+        self.disk.call(request, |live| live.reflink(from, to))
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

@@ -25,6 +25,8 @@ pub enum OpKind {
     CreateDir,
     List,
     Rename,
+    Link,
+    Reflink,
     Remove,
     SyncDir,
     Lock,
@@ -53,7 +55,7 @@ pub struct Call {
     pub op: OpKind,
     /// The path that was given, or that the file was opened by.
     pub path: Arc<Path>,
-    /// The path that a rename leads to.
+    /// The path that a rename, a link or a reflink leads to.
     pub to: Option<Arc<Path>>,
     /// Where in the file; zero where that means nothing.
     pub offset: u64,
@@ -151,6 +153,8 @@ impl fmt::Display for OpKind {
             Self::CreateDir => "create_dir",
             Self::List => "list",
             Self::Rename => "rename",
+            Self::Link => "link",
+            Self::Reflink => "reflink",
             Self::Remove => "remove",
             Self::SyncDir => "sync_dir",
             Self::Lock => "lock",

@@ -45,6 +45,34 @@ fn a_file_without_a_synced_name_can_be_lost_however_often_it_was_synced() {
 }
 
 #[test]
+fn a_second_name_is_durable_once_its_own_directory_is_synced() {
+    let sim = SimStorage::new();
+    sim.create_dir(&path("d")).unwrap();
+    create_durably(&sim, "f", b"kept");
+    sim.link(&path("f"), &path("d/g")).unwrap();
+    sim.sync_dir(Path::new("/")).unwrap();
+    assert_eq!(contents(&states_at_the_end(&sim), "d/g"), set([None, Some(b"kept")]));
+    sim.sync_dir(&path("d")).unwrap();
+    // And it stays when the first one goes, in whatever order that becomes durable.
+    sim.remove(&path("f")).unwrap();
+    assert_eq!(contents(&states_at_the_end(&sim), "d/g"), set([Some(b"kept")]));
+    assert_eq!(contents(&states_at_the_end(&sim), "f"), set([None, Some(b"kept")]));
+}
+
+#[test]
+fn a_reflink_is_durable_as_a_file_that_was_written_is() {
+    let sim = SimStorage::new();
+    create_durably(&sim, "f", b"kept");
+    sim.reflink(&path("f"), &path("g")).unwrap();
+    sim.sync_dir(Path::new("/")).unwrap();
+    let seen = contents(&states_at_the_end(&sim), "g");
+    assert!(seen.is_superset(&set([Some(b""), Some(b"kept"), Some(&[0; 4])])), "{seen:?}");
+    sim.open(&path("g"), OpenMode::ReadWrite).unwrap().sync().unwrap();
+    assert_eq!(contents(&states_at_the_end(&sim), "g"), set([Some(b"kept")]));
+    assert_eq!(contents(&states_at_the_end(&sim), "f"), set([Some(b"kept")]));
+}
+
+#[test]
 fn a_synced_name_of_an_unsynced_file_can_lead_to_nothing() {
     let sim = SimStorage::new();
     create(&sim, "f", b"bytes");

@@ -194,6 +194,8 @@ fn abilities_can_be_taken_away() {
         allocate: false,
         punch: false,
         share_bytes: false,
+        link: false,
+        reflink: false,
         resident: Some(true),
     };
     sim.set_abilities(abilities);
@@ -202,6 +204,9 @@ fn abilities_can_be_taken_away() {
     assert_eq!(file.map(1).unwrap_err().kind(), ErrorKind::Unsupported);
     assert_eq!(file.allocate(0, 1).unwrap_err().kind(), ErrorKind::Unsupported);
     assert_eq!(file.punch(0, 1).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(sim.link(&path("f"), &path("g")).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(sim.reflink(&path("f"), &path("g")).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert!(!sim.has_file("/g"));
     assert_eq!(file.resident(0, 1).unwrap(), Some(true));
     assert!(!file.direct());
     assert_eq!(file.raw_fd(), None);
