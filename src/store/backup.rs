@@ -143,12 +143,13 @@ impl Backup<'_> {
         }
         // Its number is above all that are there, and so are those of whatever the backup becomes.
         let id = RunId(runs.iter().map(|run| run.id.get()).max().unwrap_or(0) + 1);
-        if let Some(newest) = self.newest_run(core, version, id)? {
-            runs.insert(0, newest);
+        let sync_names = |directory: PathBuf| self.storage.sync_dir(&directory).map_err(Error::io("sync", &directory));
+        match self.newest_run(core, version, id)? {
+            // Whoever wrote it has synced the directory, with the names of the others in it.
+            Some(newest) => runs.insert(0, newest),
+            None => sync_names(self.target.index())?,
         }
-        for directory in [self.target.segments(), self.target.index()] {
-            self.storage.sync_dir(&directory).map_err(Error::io("sync", &directory))?;
-        }
+        sync_names(self.target.segments())?;
         let settings = manifest::read(self.storage, self.source)?;
         let next_segment = SegmentId(segments.last().map_or(0, |last: &SegmentRecord| last.id.get()) + 1);
         let manifest = Manifest {

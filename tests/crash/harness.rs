@@ -10,7 +10,7 @@ use alight::storage::sim::{Choice, CrashWalker, Sabotage, SimStorage, Trace};
 use alight::{Error, Store};
 use parking_lot::Mutex;
 
-use crate::oracle::{Asked, PATH, Promised, check_one_thread, check_threads, contents, histories, tiny};
+use crate::oracle::{Asked, PATH, Promised, check_backups, check_one_thread, check_threads, contents, histories, tiny};
 use crate::rebuild::rebuilt_keys;
 
 /// How many random states are drawn at each cut where nothing else is said.
@@ -176,6 +176,7 @@ impl<'a> Judge<'a> {
     /// again during recovery, and goes on writing afterwards. Returns how many deeper states were looked at.
     fn judge(&self, state: &SimStorage, promised: &Promised, nth: u64) -> Result<u64, String> {
         let untouched = state.clone_disk();
+        check_backups(state, &self.histories, promised)?;
         match tiny(state).open(PATH) {
             Ok(store) => self.check(&store, promised)?,
             Err(Error::NotAStore { .. } | Error::Io { .. }) if !promised.created => return Ok(0),

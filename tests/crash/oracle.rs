@@ -20,6 +20,8 @@ pub(crate) enum Mark {
     Begun(u64, u64),
     /// It was acknowledged, and everything before it is durable.
     Durable(u64, u64),
+    /// Backup `n` of the first so many commits was acknowledged.
+    BackedUp(u64, u64),
 }
 
 impl Mark {
@@ -28,6 +30,7 @@ impl Mark {
             Mark::Created => 1,
             Mark::Begun(thread, n) => 2 << 60 | thread << 40 | n,
             Mark::Durable(thread, n) => 3 << 60 | thread << 40 | n,
+            Mark::BackedUp(backup, commits) => 4 << 60 | backup << 40 | commits,
         }
     }
 
@@ -36,6 +39,7 @@ impl Mark {
         match number >> 60 {
             2 => Mark::Begun(thread, n),
             3 => Mark::Durable(thread, n),
+            4 => Mark::BackedUp(thread, n),
             _ => Mark::Created,
         }
     }
@@ -135,6 +139,13 @@ impl Scribe<'_> {
         commits.truncate(last);
     }
 
+    /// Makes a backup of everything so far.
+    pub(crate) fn back_up(&self, store: &Store, n: u64) {
+        store.backup(backup_path(n)).expect("nothing hinders a backup");
+        let commits = self.asked.threads.lock().get(&self.thread).map_or(0, |commits| commits.len() as u64);
+        self.sim.marker(Mark::BackedUp(n, commits).number());
+    }
+
     /// Everything so far is durable: a sync, or a close, returned.
     pub(crate) fn all_durable(&self) {
         let n = self.asked.threads.lock().get(&self.thread).map_or(0, |commits| commits.len() as u64);
@@ -148,6 +159,8 @@ pub(crate) struct Promised {
     pub created: bool,
     pub begun: BTreeMap<u64, u64>,
     pub durable: BTreeMap<u64, u64>,
+    /// The backups, and how many commits each holds.
+    pub backups: BTreeMap<u64, u64>,
 }
 
 impl Promised {
@@ -158,10 +171,32 @@ impl Promised {
                 Mark::Created => promised.created = true,
                 Mark::Begun(thread, n) => drop(promised.begun.insert(thread, n)),
                 Mark::Durable(thread, n) => drop(promised.durable.insert(thread, n)),
+                Mark::BackedUp(backup, commits) => drop(promised.backups.insert(backup, commits)),
             }
         }
         promised
     }
+}
+
+/// Where a workload's backup lies.
+pub(crate) fn backup_path(n: u64) -> String {
+    format!("/backup{n}")
+}
+
+/// Checks that every backup opens, is sound, and holds the commits that it was made of.
+pub(crate) fn check_backups(disk: &SimStorage, histories: &[Contents], promised: &Promised) -> Result<(), String> {
+    for (&n, &commits) in &promised.backups {
+        let failed = |error: Error| format!("backup {n}: {error}");
+        let backup = tiny(disk).read_only(true).open(backup_path(n)).map_err(failed)?;
+        if contents(&backup).map_err(failed)? != histories[commits as usize] {
+            return Err(format!("backup {n} does not hold what was there after commit {commits}"));
+        }
+        let report = backup.verify(|_| {}).map_err(failed)?;
+        if !report.is_sound() {
+            return Err(format!("backup {n}: verify finds {:?}", report.damages));
+        }
+    }
+    Ok(())
 }
 
 /// Options that make rare paths common.

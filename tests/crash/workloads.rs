@@ -350,7 +350,7 @@ pub(crate) fn backups() -> Run {
             let durability = if n % 4 == 2 { Durability::Eventual } else { Durability::Immediate };
             scribe.commit(&store, vec![put(format!("k{}", n % 5), n, len)], durability).unwrap();
             if n % 5 == 2 {
-                store.backup(format!("/backup{n}")).unwrap();
+                scribe.back_up(&store, n);
             }
         }
         compact(&scribe, &store);
