@@ -1,7 +1,7 @@
 //! A process that writes from eight threads, compacts and reads is killed at any moment, on the real file system; the next one finds every
 //! commit that was acknowledged, and no key that was deleted.
 //!
-//! `ALIGHT_KILL_ROUNDS=N` kills N processes instead of 12.
+//! `ALIGHT_KILL_ROUNDS=N` kills N processes instead of 50.
 
 mod common;
 
@@ -75,7 +75,7 @@ fn child() {
 
 #[test]
 fn nothing_acknowledged_is_lost_and_nothing_deleted_comes_back() {
-    let rounds: u64 = std::env::var("ALIGHT_KILL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(12);
+    let rounds: u64 = std::env::var("ALIGHT_KILL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(50);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
     let mut next = vec![0u64; THREADS as usize];
