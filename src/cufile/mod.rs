@@ -24,17 +24,22 @@
 //! - The driver is opened once and never closed: other libraries of the process (torch) use the same one.
 //! - Every count that cuFile returns is compared with the one that was asked for: a short one is continued, and a file
 //!   that ends before the bytes that were promised is an error.
+//! - The first operation of each kind in a process runs alone (see `firsts`): the first on a stream waits, some milliseconds,
+//!   for a tiny read of its file before it is enqueued.
 //! - Every call runs with the context of the buffer's GPU current, and leaves the thread with the context it had.
 
 mod batch;
 mod buffer;
+#[cfg(test)]
+mod crowd;
 mod driver;
 mod error;
+mod firsts;
 mod handle;
 mod log;
 mod params;
 #[cfg(test)]
-mod simulated;
+pub(crate) mod simulated;
 mod stream;
 mod sys;
 #[cfg(test)]

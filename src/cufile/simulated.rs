@@ -76,7 +76,14 @@ static HANDLES: AtomicUsize = AtomicUsize::new(1);
 /// A library of its own, opened: its files are not another's.
 pub(super) fn cufile() -> CuFile {
     let library = Library { functions: functions(), path: PathBuf::from("/simulated/libcufile.so.0") };
-    CuFile::of(Driver::open(library, None, Duration::from_secs(60)).expect("the simulated driver opens"))
+    opened(library)
+}
+
+/// A library whose every first is done, so that a mood is about the call that a test makes.
+fn opened(library: Library) -> CuFile {
+    let driver = Driver::open(library, None, Duration::from_secs(60)).expect("the simulated driver opens");
+    driver.firsts.skip();
+    CuFile::of(driver)
 }
 
 /// Whether a file is registered with this descriptor.

@@ -6,6 +6,7 @@ use std::ptr;
 
 use super::Buffer;
 use super::error::{self, Error, ErrorKind, Result};
+use super::firsts::Kind;
 use super::handle::File;
 use super::sys::Off;
 use crate::device::DeviceBuffer;
@@ -108,6 +109,7 @@ impl Checked {
         while done < self.len {
             let Checked { file_offset, base_offset, len, .. } = self.after(done);
             let base = self.pointer();
+            let turn = file.cufile().turn(Kind::Transfer);
             // SAFETY: the handle is registered as long as `file` lives; the range lies in memory that the caller keeps.
             let count = unsafe {
                 match self.direction {
@@ -117,6 +119,7 @@ impl Checked {
             };
             // Read before anything else can change it.
             let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
+            drop(turn);
             match error::check_count(count, errno) {
                 Err(ErrorKind::Os(libc::EINTR)) => {}
                 Err(kind) => return Err(failed(kind)),
