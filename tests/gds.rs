@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use alight::cufile::{Access, CuFile};
 use alight::gds::{
     AsyncIoPipeline, BufferedTransport, Execute, GdsConfig, GdsContext, IoOperation, IoRequest, Memory, OpenFile,
     Piece, Route, StagedTransport, Transfer, Transport,
@@ -103,6 +104,38 @@ fn streams_readers_and_regions_show_the_file() {
         drop(region);
         assert_eq!(gds.regions().unmap_all().unwrap(), 0);
         assert!(std::fs::read(&path).unwrap() == source, "{device}");
+    }
+}
+
+/// In cuFile's compatibility mode where the machine has no direct path.
+#[test]
+fn cufile_moves_the_same_bytes() {
+    let Some(device) = require(Device::cuda(0)) else { return };
+    let Some(cufile) = require(CuFile::get()) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("f");
+    let source = bytes(4, (21 << 20) + 4321);
+    std::fs::write(&path, &source).unwrap();
+    if require(cufile.open(&path, Access::Read)).is_none() {
+        return;
+    }
+    for deadline in [None, Some(Duration::from_secs(60))] {
+        let builder = GdsContext::builder(config()).device(device.clone()).deadline(deadline);
+        let gds = builder.only(Route::CuFile).build().unwrap();
+        for (offset, at, len) in [(0, 0, 4096), (4095, 1, 2), (77, 99, 15 << 20), (0, 0, source.len())] {
+            let mut target = device.allocate((at + len) as u64).unwrap();
+            gds.read_to_gpu(&path, piece(offset as u64, at as u64, len as u64), &mut target).unwrap();
+            assert!(contents(&target)[at..] == source[offset..offset + len], "{offset} {at} {len}");
+            let copy = folder.path().join(format!("copy-{offset}-{}", deadline.is_some()));
+            gds.write_from_gpu(&copy, piece(0, at as u64, len as u64), &Arc::new(target)).unwrap();
+            gds.sync(&copy).unwrap();
+            assert!(std::fs::read(&copy).unwrap() == source[offset..offset + len], "{offset} {at} {len}");
+        }
+        let mut target = device.allocate(10).unwrap();
+        let error = gds.read_to_gpu(&path, piece(source.len() as u64 - 5, 0, 10), &mut target).unwrap_err();
+        assert!(matches!(error, Error::FileTooShort { .. }), "{error}");
+        let metrics = gds.metrics();
+        assert!(metrics.route(Route::CuFile).bytes_read() > source.len() as u64 && metrics.fallbacks() == 0);
     }
 }
 

@@ -67,6 +67,19 @@ impl CuFile {
         opened.clone().map(CuFile)
     }
 
+    /// Whether anything speaks for a direct path, so that opening the driver to ask could pay: nvidia-fs, or an NVMe disk
+    /// that PCI P2PDMA might reach. Asked of the system once; opens nothing.
+    pub(crate) fn may_go_direct() -> bool {
+        static ANSWER: OnceLock<bool> = OnceLock::new();
+        *ANSWER.get_or_init(|| {
+            let modules = fs::read_to_string("/proc/modules").unwrap_or_default();
+            let nvidia_fs = modules.lines().any(|line| line.starts_with("nvidia_fs "));
+            let has_nvme = || fs::read_dir("/sys/class/nvme").is_ok_and(|mut disks| disks.next().is_some());
+            // Without a GPU's driver neither helps.
+            Path::new("/proc/driver/nvidia").exists() && (nvidia_fs || has_nvme())
+        })
+    }
+
     /// What the driver can do, asked now: some of it changes with the driver's configuration.
     ///
     /// # Errors

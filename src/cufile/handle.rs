@@ -6,7 +6,7 @@
 //! - A registration that is in the table of its driver is of an inode that is still open, so its number means that inode.
 
 use std::fmt;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -21,6 +21,7 @@ use super::sys;
 use super::transfer::device_error;
 use super::udev;
 use crate::device::{Current, Device};
+use crate::storage::StorageFile;
 
 /// What may be done with a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +93,19 @@ impl CuFile {
         self.register_owned(descriptor, path)
     }
 
+    /// [`register`](Self::register) for a file of the storage layer, through the descriptor that it names.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] where it has none; else as [`register`](Self::register).
+    pub(crate) fn register_stored(&self, file: &dyn StorageFile, path: &Path) -> Result<File> {
+        let Some(descriptor) = file.raw_fd().filter(|&descriptor| descriptor >= 0) else {
+            let why = "the file has no descriptor of the system's".to_string();
+            return Err(Error::new("register", path.display().to_string(), ErrorKind::Invalid(why)));
+        };
+        // SAFETY: the descriptor is open as long as the file is, which is borrowed here.
+        self.register(unsafe { BorrowedFd::borrow_raw(descriptor) }, path)
+    }
+
     fn register_owned(&self, descriptor: OwnedFd, path: &Path) -> Result<File> {
         let file = std::fs::File::from(descriptor);
         let facts = file.metadata().map_err(|error| os_error("look at", path, &error))?;
@@ -161,6 +175,19 @@ impl File {
     /// Whether it is open past the page cache. Where it is not, cuFile has no direct path to it.
     pub fn is_direct(&self) -> bool {
         self.0.id.direct
+    }
+
+    /// Whether the disk under it may be of a kind that cuFile has a direct path to, by cuFile's own names for those kinds. A
+    /// disk that says nothing of itself may be.
+    pub(crate) fn may_be_on(&self, paths: &[&str]) -> bool {
+        // Where anything but NVMe is among them, only cuFile knows.
+        if paths.iter().any(|path| !path.starts_with("NVMe")) {
+            return true;
+        }
+        let (major, minor) = udev::split(self.0.id.device);
+        let disk = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}"));
+        // Volumes made of several disks (`dm-0`, `md0`) lie under `virtual`.
+        disk.map_or(true, |disk| ["/nvme", "/virtual/"].iter().any(|kind| disk.to_string_lossy().contains(kind)))
     }
 
     /// The descriptor that is registered.

@@ -54,3 +54,9 @@ pub use error::{Error, ErrorKind, Result, Status};
 pub use handle::{Access, File};
 pub use stream::{Pending, Stream};
 pub use transfer::{Direction, Transfer};
+
+/// An answer of the library with a code: for tests of the layers above.
+#[cfg(test)]
+pub(crate) fn sys_error(err: std::ffi::c_int) -> sys::RawError {
+    sys::RawError { err, cu_err: 0 }
+}

@@ -30,13 +30,13 @@ const OK: RawError = RawError { err: 0, cu_err: 0 };
 
 /// What the library does otherwise than usual, on this thread.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Mood {
+pub(crate) struct Mood {
     /// The next call of the function with this name answers so, and does nothing.
-    pub(super) refuse: Option<(&'static str, RawError)>,
+    pub(crate) refuse: Option<(&'static str, RawError)>,
     /// The next transfer answers with this count, and moves nothing.
-    pub(super) count: Option<isize>,
+    pub(crate) count: Option<isize>,
     /// A transfer moves at most so many bytes.
-    pub(super) bytes_max: Option<usize>,
+    pub(crate) bytes_max: Option<usize>,
 }
 
 thread_local! {
@@ -44,7 +44,7 @@ thread_local! {
 }
 
 /// Changes this thread's library.
-pub(super) fn set_mood(mood: Mood) {
+pub(crate) fn set_mood(mood: Mood) {
     MOOD.set(mood);
 }
 
@@ -74,9 +74,16 @@ static STATE: Mutex<State> = Mutex::new(State {
 static HANDLES: AtomicUsize = AtomicUsize::new(1);
 
 /// A library of its own, opened: its files are not another's.
-pub(super) fn cufile() -> CuFile {
+pub(crate) fn cufile() -> CuFile {
     let library = Library { functions: functions(), path: PathBuf::from("/simulated/libcufile.so.0") };
     opened(library)
+}
+
+/// The same on a machine where cuFile has a direct path to whatever there is.
+pub(crate) fn cufile_with_direct_path() -> CuFile {
+    let mut functions = functions();
+    functions.driver_properties = properties_with_direct_path;
+    opened(Library { functions, path: PathBuf::from("/simulated/libcufile.so.0") })
 }
 
 /// A library whose every first is done, so that a mood is about the call that a test makes.
@@ -154,6 +161,14 @@ unsafe extern "C" fn driver_properties(room: *mut DrvPropsRoom) -> RawError {
     props.nvfs.control_flags = 2;
     props.feature_flags = 7;
     props.max_batch_entries = 128;
+    OK
+}
+
+unsafe extern "C" fn properties_with_direct_path(room: *mut DrvPropsRoom) -> RawError {
+    // SAFETY: a place for the answer.
+    let props = unsafe { &mut (*room).props };
+    // As with nvidia-fs, for Lustre and NVMe.
+    (props.nvfs.major_version, props.nvfs.status_flags, props.nvfs.control_flags) = (2, 1 << 4 | 1, 2);
     OK
 }
 

@@ -21,7 +21,7 @@ pub(super) type Off = i64;
 /// `CUfileError_t`: what most functions return, by value.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct RawError {
+pub(crate) struct RawError {
     /// 0, or a `CUfileOpError`.
     pub(super) err: c_int,
     /// A `CUresult`; says something where `err` is 5011.

@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 use std::io;
+use std::marker::PhantomData;
 use std::ptr;
 
 use super::Buffer;
@@ -158,7 +159,30 @@ impl Checked {
     }
 }
 
+/// A buffer on its way to be filled from a file: several threads may read into it at once.
+pub(crate) struct Landing<'b> {
+    file: &'b File,
+    memory: &'b DeviceBuffer,
+    /// Nobody else has the buffer meanwhile.
+    _alone: PhantomData<&'b mut DeviceBuffer>,
+}
+
+impl Landing<'_> {
+    /// [`File::read_into`]. Where ranges of several threads overlap, either's bytes win.
+    ///
+    /// # Errors
+    /// As [`File::read`].
+    pub(crate) fn read(&self, transfer: Transfer) -> Result<()> {
+        self.file.blocking(self.memory, Direction::Read, transfer)
+    }
+}
+
 impl File {
+    /// Lends a buffer to several threads that read into it.
+    pub(crate) fn landing<'b>(&'b self, memory: &'b mut DeviceBuffer) -> Landing<'b> {
+        Landing { file: self, memory, _alone: PhantomData }
+    }
+
     /// Reads from the file into a buffer; blocks until the bytes are there. Other threads may read and write through the
     /// same file and the same buffer meanwhile; where ranges overlap, either's bytes win.
     ///

@@ -19,12 +19,13 @@ use crate::config::READ_THREADS_MAX;
 use crate::device::{Device, DeviceBuffer};
 use crate::error::{Error, Result};
 use crate::io::buffered::BufferedTransport;
+use crate::io::direct::CuFileTransport;
 use crate::io::double_buffer::{DoubleBufferManager, StreamChunk};
 use crate::io::lanes::lanes_for;
 use crate::io::pipeline::{AsyncIoPipeline, Execute, Memory};
 use crate::io::retry::ErrorRecovery;
 use crate::io::staged::StagedTransport;
-use crate::io::transport::{Piece, Transfer, Transport};
+use crate::io::transport::{Piece, Route, Transfer, Transport};
 use crate::storage::{FileStorage, Storage};
 
 /// How long an operation may take when nothing else is asked for: far longer than any healthy disk.
@@ -72,6 +73,8 @@ pub struct GdsBuilder {
     device: Option<Device>,
     storage: Arc<dyn Storage>,
     transports: Vec<Arc<dyn Transport>>,
+    first: Option<Route>,
+    only: Option<Route>,
     recovery: Option<ErrorRecovery>,
     deadline: Option<Duration>,
 }
@@ -98,10 +101,25 @@ impl GdsBuilder {
         self
     }
 
-    /// A route that is better than those of the builder so far; the last that is given is tried first.
+    /// A route that is better than those of the builder so far; the last that is given is tried first, also before cuFile.
     #[must_use]
     pub fn transport(mut self, transport: Arc<dyn Transport>) -> Self {
         self.transports.insert(0, transport);
+        self
+    }
+
+    /// This route before all others; they still serve what it cannot. Without it cuFile comes first where it has a direct
+    /// path to the file, and after the staged route where it has none.
+    #[must_use]
+    pub fn route(mut self, route: Route) -> Self {
+        self.first = Some(route);
+        self
+    }
+
+    /// This route and no other: what it cannot serve fails with [`Error::RouteUnavailable`].
+    #[must_use]
+    pub fn only(mut self, route: Route) -> Self {
+        self.only = Some(route);
         self
     }
 
@@ -118,16 +136,29 @@ impl GdsBuilder {
     /// # Errors
     /// As [`GdsContext::new`].
     pub fn build(self) -> Result<GdsContext> {
-        let Self { config, device, storage, mut transports, recovery, deadline } = self;
+        let Self { config, device, storage, transports, first, only, recovery, deadline } = self;
         config.validate()?;
         let device = device.map_or_else(|| Device::cuda(config.gpu_device), Ok)?;
-        transports.push(Arc::new(StagedTransport::new()));
-        if config.mmap_fallback {
-            transports.push(Arc::new(BufferedTransport::new()));
+        let mut routes: Vec<(Arc<dyn Transport>, bool)> = transports.into_iter().map(|own| (own, true)).collect();
+        let wanted = |route| first == Some(route) || only == Some(route);
+        routes.push((Arc::new(StagedTransport::new()), false));
+        // The host's memory is none of cuFile's: who asks for it there is told so.
+        if !device.is_host() || wanted(Route::CuFile) {
+            routes.push((Arc::new(CuFileTransport::new()), false));
+        }
+        if config.mmap_fallback || wanted(Route::Buffered) {
+            routes.push((Arc::new(BufferedTransport::new()), false));
+        }
+        if let Some(first) = first {
+            routes.iter_mut().for_each(|(transport, chosen)| *chosen |= transport.route() == first);
+            routes.sort_by_key(|(transport, _)| transport.route() != first);
+        }
+        if let Some(only) = only {
+            routes.retain(|(transport, _)| transport.route() == only);
         }
         let recovery = recovery.unwrap_or_else(|| ErrorRecovery::new(3, config.mmap_fallback));
         let metrics = Arc::new(GdsMetrics::default());
-        let router = Arc::new(Router::new(transports, recovery, Arc::clone(&metrics)));
+        let router = Arc::new(Router::new(routes, recovery, Arc::clone(&metrics)));
         let executor: Arc<dyn Execute> = Arc::clone(&router) as Arc<dyn Execute>;
         let waiting = if config.batch_mode { config.max_batch_size } else { 1 };
         let pipeline = AsyncIoPipeline::new(executor, config.max_outstanding_io, waiting);
@@ -163,6 +194,8 @@ impl GdsContext {
             device: None,
             storage: Arc::new(FileStorage::new()),
             transports: Vec::new(),
+            first: None,
+            only: None,
             recovery: None,
             deadline: Some(DEADLINE),
         }

@@ -35,6 +35,7 @@ pub use router::RouteStatus;
 
 pub use crate::error::Error as GdsError;
 pub use crate::io::buffered::BufferedTransport;
+pub use crate::io::direct::CuFileTransport;
 pub use crate::io::double_buffer::{BufferState, BufferStates, DoubleBufferManager, StreamChunk};
 pub use crate::io::pipeline::{AsyncIoPipeline, Callback, Completion, Execute, IoRequest, Memory, RequestId};
 pub use crate::io::retry::ErrorRecovery;

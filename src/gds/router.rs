@@ -1,12 +1,14 @@
-//! Chooses the route of every transfer and carries it out: the best that can serve and has not been late, tried again
+//! Chooses the route of every transfer and carries it out: the best that can serve and has given no trouble, tried again
 //! where time can heal, and the next one where the route itself was the trouble.
 //!
 //! # Invariants
 //! - Every transfer is counted once: for the route that served it, or as a failure.
-//! - A route that missed a deadline rests; it is taken again before its rest is over only where no other can serve.
+//! - A route that missed a deadline, or failed where the next one served, rests; it is taken again before its rest is over
+//!   only where no other can serve.
+//! - A step down is logged, once for each route and reason to rest, and counted every time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -16,9 +18,9 @@ use crate::device::{Device, DeviceBuffer};
 use crate::error::{Error, Result};
 use crate::io::pipeline::{Execute, Memory};
 use crate::io::retry::ErrorRecovery;
-use crate::io::transport::{IoOperation, Route, Transfer, Transport};
+use crate::io::transport::{IoOperation, OpenFile, Route, Transfer, Transport};
 
-/// How long a route rests after it missed a deadline.
+/// How long a route rests after it missed a deadline or failed.
 const REST: Duration = Duration::from_secs(60);
 
 /// How a route is doing.
@@ -28,20 +30,37 @@ pub struct RouteStatus {
     pub route: Route,
     /// How many of its transfers missed their deadline.
     pub late: u64,
-    /// Whether others are taken before it, since it was late a short while ago.
+    /// Whether others are taken before it, since it was late or failed a short while ago.
     pub resting: bool,
 }
 
 #[derive(Debug)]
 struct Candidate {
     transport: Arc<dyn Transport>,
+    /// Whether the user put it where it is: then none is preferred to it.
+    chosen: bool,
     late: AtomicU64,
+    /// Whether it was told that it cannot serve.
+    told: AtomicBool,
     rests_until: Mutex<Option<Instant>>,
 }
 
 impl Candidate {
     fn is_resting(&self) -> bool {
         self.rests_until.lock().is_some_and(|until| Instant::now() < until)
+    }
+
+    fn rest(&self) {
+        *self.rests_until.lock() = Instant::now().checked_add(REST);
+    }
+
+    /// Says that another route is taken: aloud the first time.
+    fn tell(&self, error: &Error) {
+        if self.told.swap(true, Ordering::Relaxed) {
+            tracing::debug!(%error, "taking another route");
+        } else {
+            tracing::warn!(%error, "taking another route; from here on this is counted and not logged");
+        }
     }
 }
 
@@ -54,10 +73,25 @@ pub(super) struct Router {
 }
 
 impl Router {
-    /// Routes, the best first.
-    pub(super) fn new(transports: Vec<Arc<dyn Transport>>, recovery: ErrorRecovery, metrics: Arc<GdsMetrics>) -> Self {
-        let candidate = |transport| Candidate { transport, late: AtomicU64::new(0), rests_until: Mutex::new(None) };
+    /// Routes, the best first; of each, whether its user chose its place.
+    pub(super) fn new(
+        transports: Vec<(Arc<dyn Transport>, bool)>,
+        recovery: ErrorRecovery,
+        metrics: Arc<GdsMetrics>,
+    ) -> Self {
+        let candidate = |(transport, chosen)| {
+            let (late, told, rests_until) = Default::default();
+            Candidate { transport, chosen, late, told, rests_until }
+        };
         Self { candidates: transports.into_iter().map(candidate).collect(), recovery, metrics }
+    }
+
+    /// The routes in the order in which they are to be tried for a file on a device, rest or no rest.
+    fn in_order(&self, file: &OpenFile, device: &Device) -> Vec<&Candidate> {
+        let mut candidates: Vec<&Candidate> = self.candidates.iter().collect();
+        // Stable: routes that are alike stay in the order of the builder.
+        candidates.sort_by_cached_key(|candidate| !candidate.chosen && !candidate.transport.is_preferred(file, device));
+        candidates
     }
 
     pub(super) fn status(&self) -> Vec<RouteStatus> {
@@ -69,7 +103,7 @@ impl Router {
         self.candidates.iter().map(status).collect()
     }
 
-    /// Tries one route as often as it makes sense.
+    /// Tries one route that serves as often as it makes sense.
     fn take(
         &self,
         route: &dyn Transport,
@@ -77,7 +111,6 @@ impl Router {
         transfer: &Transfer,
         memory: &mut Memory,
     ) -> Result<()> {
-        with_device(memory, |device| route.serves(&transfer.file, device))?;
         transfer.progress.take_route(route.route());
         self.recovery.with_retry(|attempt| {
             if attempt > 0 {
@@ -100,23 +133,31 @@ impl Execute for Router {
         }
         let _busy = self.metrics.begin(operation);
         let began = Instant::now();
-        let (resting, rested): (Vec<_>, Vec<_>) = self.candidates.iter().partition(|candidate| candidate.is_resting());
+        let candidates = with_device(memory, |device| self.in_order(&transfer.file, device));
+        let first_choice = candidates.first().map(|candidate| candidate.transport.route());
+        let (resting, rested): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|candidate| candidate.is_resting());
         let mut refused = None;
         for candidate in rested.into_iter().chain(resting) {
             let route = candidate.transport.route();
-            match self.take(&*candidate.transport, operation, transfer, memory) {
+            let serves = with_device(memory, |device| candidate.transport.serves(&transfer.file, device));
+            let has_begun = serves.is_ok();
+            match serves.and_then(|()| self.take(&*candidate.transport, operation, transfer, memory)) {
                 Ok(()) => {
                     match operation {
                         IoOperation::Read => self.metrics.record_read(route, len_bytes, began.elapsed()),
                         IoOperation::Write => self.metrics.record_write(route, len_bytes, began.elapsed()),
                     }
-                    if self.candidates.first().is_some_and(|first| first.transport.route() != route) {
+                    if first_choice.is_some_and(|first| first != route) {
                         self.metrics.count_fallback();
                     }
                     return Ok(len_bytes);
                 }
                 Err(error) if self.recovery.should_fall_back(&error) => {
-                    tracing::debug!(%error, "taking another route");
+                    candidate.tell(&error);
+                    // It began, and could not: it is not asked again for a while.
+                    if has_begun {
+                        candidate.rest();
+                    }
                     refused.get_or_insert(error);
                 }
                 Err(error) => {
@@ -135,7 +176,7 @@ impl Execute for Router {
         let Some(route) = transfer.progress.route() else { return };
         for candidate in self.candidates.iter().filter(|candidate| candidate.transport.route() == route) {
             candidate.late.fetch_add(1, Ordering::Relaxed);
-            *candidate.rests_until.lock() = Instant::now().checked_add(REST);
+            candidate.rest();
             tracing::warn!(%route, path = %transfer.file.path.display(), "a transfer missed its deadline; the route rests");
         }
     }

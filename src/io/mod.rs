@@ -6,6 +6,7 @@
 //! - Host memory in use is bounded by the buffers named in [`config`](crate::config), whatever is moved.
 
 pub(crate) mod buffered;
+pub(crate) mod direct;
 pub(crate) mod double_buffer;
 mod fill;
 #[cfg(test)]

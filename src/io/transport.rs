@@ -218,6 +218,12 @@ pub trait Transport: Send + Sync + fmt::Debug {
     /// The route that this is.
     fn route(&self) -> Route;
 
+    /// Whether it is the best way to this file on this device, and so comes before routes that would otherwise be tried first.
+    /// Asked before every transfer, so it must be cheap; only a route that knows says yes.
+    fn is_preferred(&self, _file: &OpenFile, _device: &Device) -> bool {
+        false
+    }
+
     /// Whether it can serve this file on this device; asked before every transfer, so it must be cheap.
     ///
     /// # Errors

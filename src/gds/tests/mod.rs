@@ -2,6 +2,7 @@
 
 mod mapped;
 mod reads;
+mod routes;
 mod transfers;
 
 use std::sync::{Arc, LazyLock};
