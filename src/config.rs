@@ -60,6 +60,12 @@ pub(crate) const READ_THREADS_MAX: usize = 16;
 /// it is checked and copied on.
 pub(crate) const READ_BYTES: usize = 1 << 20;
 
+/// How long a large read may go without any progress: far longer than any healthy disk takes for a mebibyte.
+pub(crate) const READ_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Reads from this length on have a deadline: for shorter ones handing them to another thread would show.
+pub(crate) const WATCHED_BYTES_MIN: u64 = 1 << 20;
+
 /// How often a reader beside a live writer starts over when files that it was about to open were replaced meanwhile.
 pub(crate) const OPEN_ATTEMPTS: usize = 16;
 

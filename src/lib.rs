@@ -58,7 +58,8 @@ pub use alight_format::{Dtype, FeatureFlags, StoreId, limits};
 pub use capabilities::{Answer, Capabilities, Capability};
 pub use device::{Device, DeviceBuffer, DeviceMemory};
 pub use error::{Damage, DisplayKey, Error, Result};
-pub use metrics::Metrics;
+pub use io::RouteChoice;
+pub use metrics::{LastRead, Metrics, ReadRoute, ReadTimes, RouteReason};
 pub use store::{
     BackupProgress, BackupReport, Batch, CompactOptions, CompactProgress, CompactReport, Durability, Eviction,
     Maintenance, RebuildProgress, RebuildReport, RepairProgress, RepairReport, Scan, Snapshot, SnapshotStat, Stat,

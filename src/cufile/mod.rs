@@ -53,6 +53,7 @@ pub use driver::{CuFile, Properties};
 pub use error::{Error, ErrorKind, Result, Status};
 pub use handle::{Access, File};
 pub use stream::{Pending, Stream};
+pub(crate) use transfer::Landing;
 pub use transfer::{Direction, Transfer};
 
 /// An answer of the library with a code: for tests of the layers above.

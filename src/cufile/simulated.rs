@@ -86,6 +86,13 @@ pub(crate) fn cufile_with_direct_path() -> CuFile {
     opened(Library { functions, path: PathBuf::from("/simulated/libcufile.so.0") })
 }
 
+/// One that moves no byte of any file: every read is cuFile's own failure.
+pub(crate) fn cufile_that_reads_nothing() -> CuFile {
+    let mut functions = functions();
+    functions.read = read_nothing;
+    opened(Library { functions, path: PathBuf::from("/simulated/libcufile.so.0") })
+}
+
 /// A library whose every first is done, so that a mood is about the call that a test makes.
 fn opened(library: Library) -> CuFile {
     let driver = Driver::open(library, None, Duration::from_secs(60)).expect("the simulated driver opens");
@@ -260,6 +267,10 @@ fn blocking(is_read: bool, handle: Handle, base: *const c_void, size: usize, off
 
 unsafe extern "C" fn read(handle: Handle, base: *mut c_void, size: usize, offset: Off, base_offset: Off) -> isize {
     blocking(true, handle, base, size, offset, base_offset)
+}
+
+unsafe extern "C" fn read_nothing(_: Handle, _: *mut c_void, _: usize, _: Off, _: Off) -> isize {
+    -5044
 }
 
 unsafe extern "C" fn write(handle: Handle, base: *const c_void, size: usize, offset: Off, base_offset: Off) -> isize {

@@ -159,30 +159,29 @@ impl Checked {
     }
 }
 
-/// A buffer on its way to be filled from a file: several threads may read into it at once.
+/// A buffer on its way to be filled from files: several threads may read into it at once.
 pub(crate) struct Landing<'b> {
-    file: &'b File,
     memory: &'b DeviceBuffer,
     /// Nobody else has the buffer meanwhile.
     _alone: PhantomData<&'b mut DeviceBuffer>,
 }
 
-impl Landing<'_> {
+impl<'b> Landing<'b> {
+    /// Lends a buffer to several threads.
+    pub(crate) fn new(memory: &'b mut DeviceBuffer) -> Self {
+        Self { memory, _alone: PhantomData }
+    }
+
     /// [`File::read_into`]. Where ranges of several threads overlap, either's bytes win.
     ///
     /// # Errors
     /// As [`File::read`].
-    pub(crate) fn read(&self, transfer: Transfer) -> Result<()> {
-        self.file.blocking(self.memory, Direction::Read, transfer)
+    pub(crate) fn read(&self, file: &File, transfer: Transfer) -> Result<()> {
+        file.blocking(self.memory, Direction::Read, transfer)
     }
 }
 
 impl File {
-    /// Lends a buffer to several threads that read into it.
-    pub(crate) fn landing<'b>(&'b self, memory: &'b mut DeviceBuffer) -> Landing<'b> {
-        Landing { file: self, memory, _alone: PhantomData }
-    }
-
     /// Reads from the file into a buffer; blocks until the bytes are there. Other threads may read and write through the
     /// same file and the same buffer meanwhile; where ranges overlap, either's bytes win.
     ///

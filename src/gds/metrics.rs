@@ -3,14 +3,14 @@
 //! Everything is a counter that only rises, but for the number of buffers in use. Recording takes no lock, except for two
 //! clocks that run while something is read or written.
 
-use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::histogram::Histogram;
 use crate::io::transport::{IoOperation, Route};
+use crate::metrics::Histogram;
+use crate::metrics::prometheus::{self, Text};
 use crate::prefetch::PrefetchStats;
 
 /// Reads up to this length count as small: the ones that the latency target is about.
@@ -266,56 +266,26 @@ impl GdsMetrics {
 
     /// All of it in the text format of Prometheus. Routes that moved nothing are left out.
     pub fn prometheus(&self) -> String {
-        let mut text = String::new();
-        let put = |text: &mut String, name: &str, kind: &str, help: &str, lines: &[(String, String)]| {
-            // Writing to a string cannot fail.
-            let _ = writeln!(text, "# HELP alight_gds_{name} {help}\n# TYPE alight_gds_{name} {kind}");
-            for (labels, value) in lines {
-                let _ = writeln!(text, "alight_gds_{name}{labels} {value}");
-            }
-        };
+        let mut text = Text::new("alight_gds_");
         let by_route = |value: &dyn Fn(&RouteMetrics) -> String| -> Vec<(String, String)> {
             let used = |route: &&Route| {
                 let metrics = self.route(**route);
                 metrics.read_latency.count() + metrics.write_latency.count() > 0
             };
-            let line = |route: &Route| (format!("{{route=\"{route}\"}}"), value(self.route(*route)));
+            let line = |route: &Route| (prometheus::route(route), value(self.route(*route)));
             Route::ALL.iter().filter(used).map(line).collect()
         };
-        put(&mut text, "read_bytes_total", "counter", "Bytes read.", &by_route(&|r| r.bytes_read().to_string()));
-        put(
-            &mut text,
-            "written_bytes_total",
-            "counter",
-            "Bytes written.",
-            &by_route(&|r| r.bytes_written().to_string()),
-        );
+        text.put("read_bytes_total", "counter", "Bytes read.", by_route(&|r| r.bytes_read().to_string()));
+        text.put("written_bytes_total", "counter", "Bytes written.", by_route(&|r| r.bytes_written().to_string()));
         for (name, help, histogram) in [
-            (
-                "read_latency_seconds",
-                "How long reads took.",
-                RouteMetrics::read_latency as fn(&RouteMetrics) -> &Histogram,
-            ),
-            ("write_latency_seconds", "How long writes took.", RouteMetrics::write_latency),
+            ("read_latency", "How long reads took.", RouteMetrics::read_latency as fn(&RouteMetrics) -> &Histogram),
+            ("write_latency", "How long writes took.", RouteMetrics::write_latency),
         ] {
-            let mut lines = Vec::new();
-            for route in Route::ALL {
-                let times = histogram(self.route(route));
-                for share in [0.5, 0.99] {
-                    if let Some(time) = times.quantile(share) {
-                        let labels = format!("{{route=\"{route}\",quantile=\"{share}\"}}");
-                        lines.push((labels, time.as_secs_f64().to_string()));
-                    }
-                }
-                if times.count() > 0 {
-                    lines.push((format!("_sum{{route=\"{route}\"}}"), times.sum().as_secs_f64().to_string()));
-                    lines.push((format!("_count{{route=\"{route}\"}}"), times.count().to_string()));
-                }
-            }
-            put(&mut text, name, "summary", help, &lines);
+            let lines = Route::ALL.iter().flat_map(|&route| prometheus::summary(route, histogram(self.route(route))));
+            text.put(&format!("{name}_seconds"), "summary", help, lines);
             let max = |r: &RouteMetrics| histogram(r).max().unwrap_or_default().as_secs_f64().to_string();
-            let name = name.replace("_seconds", "_max_seconds");
-            put(&mut text, &name, "gauge", &help.replace("How long", "The longest that"), &by_route(&max));
+            let help = help.replace("How long", "The longest that");
+            text.put(&format!("{name}_max_seconds"), "gauge", &help, by_route(&max));
         }
         for (name, kind, help, value) in [
             ("prefetch_hits_total", "counter", "Reads served by a prefetch.", self.prefetch_hits()),
@@ -335,9 +305,9 @@ impl GdsMetrics {
             ("timeouts_total", "counter", "Operations past their deadline.", self.timeouts()),
             ("failures_total", "counter", "Transfers that failed for good.", self.failures()),
         ] {
-            put(&mut text, name, kind, help, &[(String::new(), value.to_string())]);
+            text.put_one(name, kind, help, value);
         }
-        text
+        text.finish()
     }
 
     /// Runs a clock and counts a buffer while it lives.

@@ -16,7 +16,6 @@ mod config;
 mod context;
 mod engine;
 mod files;
-mod histogram;
 mod mapping;
 mod metrics;
 mod reader;
@@ -27,7 +26,6 @@ pub use config::{
     align_up, is_aligned,
 };
 pub use context::{GdsBuilder, GdsContext};
-pub use histogram::Histogram;
 pub use mapping::{MappedRegion, MappingStats, MemoryMapManager};
 pub use metrics::{GdsMetrics, PerformanceStatus, PerformanceTargets, RouteMetrics};
 pub use reader::{PrefetchReader, ReaderChunk};
@@ -41,6 +39,7 @@ pub use crate::io::pipeline::{AsyncIoPipeline, Callback, Completion, Execute, Io
 pub use crate::io::retry::ErrorRecovery;
 pub use crate::io::staged::StagedTransport;
 pub use crate::io::transport::{IoOperation, OpenFile, Piece, Progress, Route, Transfer, Transport};
+pub use crate::metrics::Histogram;
 pub use crate::prefetch::{
     AccessPattern, Lookup, PatternDetector, Prefetch, PrefetchOptions, PrefetchScheduler, PrefetchStats, SlotId,
     SlotState,

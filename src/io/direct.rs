@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use super::lanes::in_lanes;
 use super::staged::{chunks, too_short};
 use super::transport::{IoOperation, OpenFile, Piece, Route, Transfer, Transport};
-use crate::cufile::{self, CuFile, ErrorKind, File};
+use crate::cufile::{self, CuFile, ErrorKind, File, Landing};
 use crate::device::{Device, DeviceBuffer};
 use crate::error::{Error, Result};
 use crate::storage::StorageFile;
@@ -95,6 +95,39 @@ impl CuFileTransport {
             return Err(unavailable("the file is on a disk that cuFile has no direct path to"));
         }
         Ok(())
+    }
+
+    /// Reads from several files into one buffer, calls `begin` with a transfer's number before each call of cuFile for it, and
+    /// ends where that fails.
+    ///
+    /// # Errors
+    /// As [`Transport::read`], and those of `begin`.
+    pub(crate) fn read_all(
+        &self,
+        transfers: &[Transfer],
+        target: &mut DeviceBuffer,
+        lanes: usize,
+        begin: impl Fn(usize) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let mut files = Vec::with_capacity(transfers.len());
+        let mut parts: Vec<(usize, Piece)> = Vec::new();
+        for (index, transfer) in transfers.iter().enumerate() {
+            transfer.check(target)?;
+            files.push(self.registered(&transfer.file)?);
+            parts.extend(chunks(&transfer.pieces, CHUNK_BYTES).map(|chunk| (index, chunk)));
+        }
+        let landing = Landing::new(target);
+        in_lanes(parts.len(), lanes, |part| {
+            let (index, chunk) = &parts[part];
+            begin(*index)?;
+            let read = landing.read(&files[*index], of(chunk));
+            read.map_err(|error| failed(&transfers[*index], chunk, "read", &error))
+        })
+    }
+
+    /// Deregisters files that are closed, which else stay open until another one is registered.
+    pub(crate) fn forget_closed(&self) {
+        self.0.files.lock().retain(|_, known| known.file.strong_count() > 0);
     }
 
     /// What is known by now; where a direct path is thinkable and nobody has asked, somebody is sent to ask.
@@ -176,14 +209,8 @@ impl Transport for CuFileTransport {
     }
 
     fn read(&self, transfer: &Transfer, target: &mut DeviceBuffer) -> Result<()> {
-        transfer.check(target)?;
-        let file = self.registered(&transfer.file)?;
-        let landing = file.landing(target);
-        let chunks: Vec<Piece> = chunks(&transfer.pieces, CHUNK_BYTES).collect();
-        in_lanes(chunks.len(), transfer.lanes, |index| {
-            transfer.check_wanted(IoOperation::Read)?;
-            landing.read(of(&chunks[index])).map_err(|error| failed(transfer, &chunks[index], "read", &error))
-        })
+        let lanes = transfer.lanes;
+        self.read_all(std::slice::from_ref(transfer), target, lanes, |_| transfer.check_wanted(IoOperation::Read))
     }
 
     fn write(&self, transfer: &Transfer, source: &DeviceBuffer) -> Result<()> {
@@ -331,7 +358,10 @@ mod tests {
             let refused = route.serves(&other, &gpu).unwrap_err();
             assert!(matches!(&refused, Error::RouteUnavailable { why, .. } if why.contains("5027")), "{refused}");
         }
-        drop((file, other));
+        drop(other);
+        route.forget_closed();
+        assert_eq!(route.0.files.lock().len(), 1);
+        drop(file);
         route.serves(&open(&path), &gpu).unwrap();
         assert_eq!(route.0.files.lock().len(), 1, "files that are closed are not kept");
         let simulated = crate::io::fixtures::disk(10);

@@ -18,12 +18,16 @@ mod plan;
 mod pump;
 mod read;
 pub(crate) mod retry;
+mod routes;
 pub(crate) mod staged;
 pub(crate) mod transport;
+mod watched;
 mod windows;
 
 pub(crate) use payload::{Blob, PayloadStream, lay_out};
 pub(crate) use plan::{Extent, ReadPlan};
 pub(crate) use pump::pump;
-pub(crate) use read::{SegmentFile, execute, read_chunks};
-pub(crate) use windows::Windows;
+pub(crate) use read::{Outcome, SegmentFile, execute, read_chunks};
+pub use routes::RouteChoice;
+pub(crate) use routes::Routes;
+pub(crate) use watched::{Steps, Watched};

@@ -15,8 +15,9 @@ use crate::error::{Error, Result};
 use crate::io::fill::{SlotRead, fill, fill_through};
 use crate::io::lanes::{in_lanes, lanes_for};
 use crate::io::plan::{Extent, Read, ReadPlan};
+use crate::io::routes::{Left, Routes};
 use crate::io::windows::{WINDOW_BYTES, Windows};
-use crate::metrics::Counters;
+use crate::metrics::{Counters, LastRead, ReadRoute, RouteReason};
 use crate::storage::{AlignedBuf, Caching, StorageFile, is_direct_aligned, read_exact_at};
 
 /// A file to read from, and its name for errors.
@@ -67,6 +68,8 @@ impl SegmentFile {
 pub(crate) struct Outcome {
     /// Extents, by their index, whose bytes are not those that were written; in rising order.
     pub(crate) damaged: Vec<usize>,
+    /// By which route they came, and why.
+    pub(crate) read: LastRead,
 }
 
 /// From this many bytes on, a GPU takes the checksums itself, once everything has landed: it reads its memory some fifty
@@ -81,7 +84,7 @@ pub(crate) fn execute(
     extents: &[Extent],
     find: &FindFile<'_>,
     arena: &mut DeviceBuffer,
-    windows: &Windows,
+    routes: &Routes,
     counters: &Counters,
 ) -> Result<Outcome> {
     // Once for all the calls that this thread makes of the driver.
@@ -89,6 +92,7 @@ pub(crate) fn execute(
     let lanes = lanes_for(READ_THREADS_MAX);
     let on_device = plan.arena_bytes >= CHECK_ON_DEVICE_BYTES_MIN && arena.device().has_kernels();
     let checks = Checks::new(if on_device { 0 } else { plan.pieces.len() });
+    let mut taken = LastRead { route: ReadRoute::Host, why: RouteReason::OnTheHost };
     if let Some(arena) = arena.as_host_pages_mut() {
         // Each read gets its own stretch of the arena: reads land in rising order, none over another.
         let mut targets = Vec::with_capacity(plan.reads.len());
@@ -107,33 +111,46 @@ pub(crate) fn execute(
             checks.take(plan, read, target);
             Ok(())
         })?;
-    } else if on_device && windows.are_wanted() {
-        bring(plan, find, windows, arena, lanes, counters)?;
     } else {
-        let reads: Vec<SlotRead> = plan.reads.iter().map(slot_read).collect();
-        fill(arena, &reads, lanes, |index, bytes| {
-            let read = &plan.reads[index];
-            find(read.segment)?.read(bytes, read.offset, counters)?;
-            if !on_device {
-                checks.take(plan, read, bytes);
+        let left = if on_device {
+            routes.bring_by_cufile(plan, find, arena, lanes, counters)?
+        } else {
+            let large = plan.arena_bytes >= CHECK_ON_DEVICE_BYTES_MIN;
+            let why = if large { RouteReason::NoKernels } else { RouteReason::Small };
+            Left { reads: plan.reads.iter().collect(), read: LastRead { route: ReadRoute::Staged, why } }
+        };
+        taken = left.read;
+        let left = left.reads;
+        if on_device && routes.windows.are_wanted() && !left.is_empty() {
+            if bring(&left, find, &routes.windows, arena, lanes, counters)? {
+                taken = LastRead { route: ReadRoute::Pinned, why: RouteReason::PagesPinned };
             }
-            Ok(())
-        })?;
+        } else if !left.is_empty() {
+            let reads: Vec<SlotRead> = left.iter().map(|read| slot_read(read)).collect();
+            fill(arena, &reads, lanes, |index, bytes| {
+                let read = left[index];
+                find(read.segment)?.read(bytes, read.offset, counters)?;
+                if !on_device {
+                    checks.take(plan, read, bytes);
+                }
+                Ok(())
+            })?;
+        }
     }
     let damaged = if on_device { damaged_on_device(plan, extents, arena)? } else { checks.damaged(plan, extents) };
-    Ok(Outcome { damaged })
+    Ok(Outcome { damaged, read: taken })
 }
 
-/// Brings every byte of a plan to a GPU whose checksums are taken there: out of pinned windows where there are any, else
-/// through the ring, and then through the page cache, so that there will be.
+/// Brings every byte of some reads to a GPU whose checksums are taken there: out of pinned windows where there are any, else
+/// through the ring, and then through the page cache, so that there will be. Whether any came out of windows.
 fn bring(
-    plan: &ReadPlan,
+    reads: &[&Read],
     find: &FindFile<'_>,
     windows: &Windows,
     arena: &mut DeviceBuffer,
     lanes: usize,
     counters: &Counters,
-) -> Result<()> {
+) -> Result<bool> {
     let device = arena.device().clone();
     let staging = device.staging()?;
     let upload = Upload::new(arena)?;
@@ -148,7 +165,7 @@ fn bring(
         }
         None => Ok(()),
     };
-    for read in &plan.reads {
+    for &read in reads {
         let number = read.offset / WINDOW_BYTES;
         if window.as_ref().is_none_or(|(segment, known, _)| (*segment, *known) != (read.segment, number)) {
             let found = windows.get(&device, read.segment, &find(read.segment)?, number);
@@ -177,12 +194,13 @@ fn bring(
         }
     }
     flush(&mut copy)?;
-    let reads: Vec<SlotRead> = rest.iter().map(|read| slot_read(read)).collect();
-    fill_through(&upload, &staging, &reads, lanes, |index, bytes| {
+    let slots: Vec<SlotRead> = rest.iter().map(|read| slot_read(read)).collect();
+    fill_through(&upload, &staging, &slots, lanes, |index, bytes| {
         let read = rest[index];
         find(read.segment)?.read_by(bytes, read.offset, true, counters)
     })?;
-    upload.finish()
+    upload.finish()?;
+    Ok(rest.len() < reads.len())
 }
 
 fn slot_read(read: &Read) -> SlotRead {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use alight_format::{Manifest, SegmentRecord};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use crate::config::{DEAD_BYTES_STEP, FLUSH_PATIENCE, OVERLAY_BACKLOG_FACTOR};
 use crate::error::{Error, Result};
 use crate::index::Version;
-use crate::io::Windows;
+use crate::io::{Routes, Watched};
 use crate::metrics::Counters;
 use crate::storage::{BufferPool, Storage, StorageLock};
 use crate::store::commit::{Committer, SmallCommit};
@@ -32,9 +32,12 @@ pub(crate) struct Core {
     pub(crate) layout: Layout,
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) segments: Arc<Segments>,
+    /// Shared, like the segments and the routes, with reads in flight, which may outlive the store.
     pub(crate) counters: Arc<Counters>,
-    /// What is pinned of the segments for a GPU.
-    pub(crate) windows: Arc<Windows>,
+    pub(crate) routes: Arc<Routes>,
+    /// The threads of reads that have a deadline, and that deadline.
+    pub(crate) watched: Arc<Watched>,
+    pub(crate) deadline: Option<Duration>,
     pub(crate) buffers: Arc<BufferPool>,
     pub(crate) durability: Durability,
     pub(crate) small_commit_bytes_max: u64,
@@ -108,7 +111,9 @@ impl Core {
             storage: Arc::clone(&options.storage),
             segments,
             counters: Arc::default(),
-            windows: Arc::new(Windows::new(options.pinned_bytes_max)),
+            routes: Arc::new(Routes::new(options.route, options.pinned_bytes_max, options.cufile.clone())),
+            watched: Arc::default(),
+            deadline: options.deadline,
             buffers: Arc::default(),
             durability: options.durability,
             small_commit_bytes_max: options.small_commit_bytes_max,
@@ -128,7 +133,9 @@ impl Core {
             storage: Arc::clone(&self.storage),
             segments: opened.segments,
             counters: Arc::clone(&self.counters),
-            windows: Arc::clone(&self.windows),
+            routes: Arc::clone(&self.routes),
+            watched: Arc::clone(&self.watched),
+            deadline: self.deadline,
             snapshots: Arc::clone(&self.snapshots),
             buffers: Arc::clone(&self.buffers),
             durability: self.durability,

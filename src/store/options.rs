@@ -2,9 +2,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config;
 use crate::error::{Error, Result};
+use crate::io::RouteChoice;
+use crate::io::direct::CuFileTransport;
 use crate::storage::{FileStorage, Storage};
 use crate::store::Store;
 use crate::store::limit::Eviction;
@@ -49,6 +52,10 @@ pub struct StoreOptions {
     pub(crate) background_slack_bytes: u64,
     pub(crate) max_bytes: Option<u64>,
     pub(crate) eviction: Option<Eviction>,
+    pub(crate) route: RouteChoice,
+    /// The machine's; tests put one over a simulated library here.
+    pub(crate) cufile: CuFileTransport,
+    pub(crate) deadline: Option<Duration>,
     pub(crate) storage: Arc<dyn Storage>,
     /// Whether it is the caller who makes a store that bears the mark of an unfinished one.
     pub(crate) unfinished: bool,
@@ -76,6 +83,9 @@ impl Default for StoreOptions {
             background_slack_bytes: config::BACKGROUND_SLACK_BYTES,
             max_bytes: None,
             eviction: None,
+            route: RouteChoice::default(),
+            cufile: CuFileTransport::new(),
+            deadline: Some(config::READ_DEADLINE),
             storage: Arc::new(FileStorage::new()),
             unfinished: false,
         }
@@ -110,6 +120,26 @@ impl StoreOptions {
     /// than 8 MiB, and the host device, have no use for it.
     pub fn pinned_bytes_max(mut self, bytes: u64) -> Self {
         self.pinned_bytes_max = bytes;
+        self
+    }
+
+    /// By which route values reach a GPU, from 8 MiB in one `get` or `get_many` on; [`RouteChoice::Auto`] at first. Smaller
+    /// reads take the staged route always: their checksums are taken on the way. Where cuFile fails or cannot be used, the
+    /// staged route serves; that is logged once and counted in [`Metrics::step_downs`](crate::Metrics::step_downs).
+    pub fn route(mut self, route: RouteChoice) -> Self {
+        self.route = route;
+        self
+    }
+
+    /// How long a `get` or `get_many` of 1 MiB and more may go without any progress before its caller gets
+    /// [`Error::Timeout`]; 60 s at first, `None` for ever. Each read of up to 1 MiB that begins is progress (4 MiB with
+    /// cuFile). What the read uses stays with it until it ends: an arena that was being read into is then left without bytes.
+    ///
+    /// Smaller reads, and those that hand values on piece by piece ([`Store::get_into`], [`Store::get_range`],
+    /// [`Store::get_to_writer`], [`Store::verify`]), stay on the caller's thread and wait for the disk as long as it takes:
+    /// handing them to another thread would cost them some 10 µs.
+    pub fn deadline(mut self, deadline: Option<Duration>) -> Self {
+        self.deadline = deadline;
         self
     }
 
@@ -256,6 +286,12 @@ impl StoreOptions {
                     why: format!("{bytes} is not a multiple of 4096 from {} to {}", range.start(), range.end()),
                 });
             }
+        }
+        if self.deadline == Some(Duration::ZERO) {
+            return Err(Error::InvalidOption {
+                option: "deadline",
+                why: "no read takes no time; None is no deadline".into(),
+            });
         }
         if self.overlay_entries_max == 0 {
             return Err(Error::InvalidOption { option: "overlay_entries_max", why: "at least 1 is needed".into() });

@@ -3,16 +3,19 @@
 use std::io::Write;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use alight_format::{Entry, EntryKind, IndexEntry, SegmentId, crc32, limits};
 
+use crate::config::WATCHED_BYTES_MIN;
 use crate::device::{Device, DeviceBuffer};
 use crate::error::{Damage, DisplayKey, Error, Result};
 use crate::index::Version;
-use crate::io::{Extent, ReadPlan, SegmentFile, execute, read_chunks};
+use crate::io::{Extent, Outcome, ReadPlan, Routes, SegmentFile, Steps, execute, read_chunks};
 use crate::metrics::Counters;
 use crate::store::core::Core;
 use crate::store::recover::read_frame;
+use crate::store::segment::Segments;
 use crate::tensor::{Key, Tensor, TensorInfo, check_key};
 
 /// What is known of an index entry's value.
@@ -43,14 +46,13 @@ impl Core {
 
     /// Reads the values of `entries` into one new arena on `device`.
     pub(crate) fn read_many(&self, entries: &[Arc<IndexEntry>], device: &Device) -> Result<Vec<Tensor>> {
-        let extents: Vec<Extent> = entries.iter().map(|entry| extent_of(entry)).collect();
-        let plan = ReadPlan::new(&extents, device.is_host());
-        let mut arena = device.allocate_to_be_filled(plan.arena_bytes)?;
-        self.read_planned(entries, &extents, &plan, &mut arena)?;
+        let planned = Planned::new(entries, device);
+        let mut arena = device.allocate_to_be_filled(planned.plan.arena_bytes)?;
+        self.read_planned(entries, &planned, &mut arena)?;
         let arena = Arc::new(arena);
         entries
             .iter()
-            .zip(&plan.arena_offsets)
+            .zip(&planned.plan.arena_offsets)
             .map(|(entry, &offset)| Tensor::from_arena(entry.dtype, &entry.shape, &arena, offset, entry.length))
             .collect()
     }
@@ -61,32 +63,70 @@ impl Core {
         entries: &[Arc<IndexEntry>],
         arena: &mut DeviceBuffer,
     ) -> Result<Vec<Range<u64>>> {
-        let extents: Vec<Extent> = entries.iter().map(|entry| extent_of(entry)).collect();
-        let plan = ReadPlan::new(&extents, arena.device().is_host());
-        let (needed, available) = (plan.arena_bytes, arena.len_bytes());
+        let planned = Planned::new(entries, arena.device());
+        let (needed, available) = (planned.plan.arena_bytes, arena.len_bytes());
         if needed > available {
             return Err(Error::ArenaTooSmall { needed, available });
         }
-        self.read_planned(entries, &extents, &plan, arena)?;
+        self.read_planned(entries, &planned, arena)?;
         let place = |(extent, &offset): (&Extent, &u64)| offset..offset + extent.length;
-        Ok(extents.iter().zip(&plan.arena_offsets).map(place).collect())
+        Ok(planned.extents.iter().zip(&planned.plan.arena_offsets).map(place).collect())
     }
 
     fn read_planned(
         &self,
         entries: &[Arc<IndexEntry>],
-        extents: &[Extent],
-        plan: &ReadPlan,
+        planned: &Arc<Planned>,
         arena: &mut DeviceBuffer,
     ) -> Result<()> {
-        let outcome = execute(plan, extents, &|id| self.segment_file(id), arena, &self.windows, &self.counters)?;
+        let began = Instant::now();
+        let outcome = match self.deadline {
+            Some(deadline) if planned.plan.arena_bytes >= WATCHED_BYTES_MIN => {
+                self.read_watched(planned, arena, deadline)?
+            }
+            _ => planned.read(&self.segments, arena, &self.routes, &self.counters, |_| Ok(()))?,
+        };
         if let Some(&first) = outcome.damaged.first() {
             Counters::add(&self.counters.checksum_failures, outcome.damaged.len() as u64);
             return Err(self.damaged_value(&entries[first]));
         }
+        self.counters.count_read(outcome.read, began.elapsed());
         Counters::add(&self.counters.gets, entries.len() as u64);
-        Counters::add(&self.counters.bytes_got, extents.iter().map(|extent| extent.length).sum());
+        Counters::add(&self.counters.bytes_got, planned.extents.iter().map(|extent| extent.length).sum());
         Ok(())
+    }
+
+    /// Reads on a thread of its own, which has the arena meanwhile, and after the deadline keeps it.
+    fn read_watched(&self, planned: &Arc<Planned>, arena: &mut DeviceBuffer, deadline: Duration) -> Result<Outcome> {
+        let steps = Arc::new(Steps::default());
+        let nothing = arena.device().allocate(0)?;
+        let mut own = std::mem::replace(arena, nothing);
+        let work = {
+            let (planned, steps) = (Arc::clone(planned), Arc::clone(&steps));
+            let (segments, routes, counters) =
+                (Arc::clone(&self.segments), Arc::clone(&self.routes), Arc::clone(&self.counters));
+            move || {
+                let begin = |id: SegmentId| match steps.take(id.get()) {
+                    true => Ok(()),
+                    false => Err(Error::Cancelled { operation: "read", path: segments.path_of(id) }),
+                };
+                let outcome = planned.read(&segments, &mut own, &routes, &counters, begin);
+                (own, outcome)
+            }
+        };
+        match self.watched.run(deadline, &steps, work) {
+            Some((own, outcome)) => {
+                *arena = own;
+                outcome
+            }
+            None => {
+                Counters::add(&self.counters.timeouts, 1);
+                let path = self.segments.path_of(SegmentId(steps.place()));
+                let after_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+                tracing::warn!(path = %path.display(), after_ms, "a read makes no progress; its memory stays with it");
+                Err(Error::Timeout { operation: "read", path, after_ms })
+            }
+        }
     }
 
     /// Reads a value into host memory that is long enough.
@@ -198,8 +238,7 @@ impl Core {
     }
 
     fn segment_file(&self, id: SegmentId) -> Result<SegmentFile> {
-        let (segment, file) = self.segments.file_of(id)?;
-        Ok(SegmentFile { file, path: Arc::new(segment.path.clone()), sealed_end: segment.sealed_end() })
+        segment_file(&self.segments, id)
     }
 
     pub(crate) fn damaged_value(&self, entry: &IndexEntry) -> Error {
@@ -217,6 +256,41 @@ impl Core {
     }
 }
 
+/// A read that is planned.
+struct Planned {
+    extents: Vec<Extent>,
+    plan: ReadPlan,
+}
+
+impl Planned {
+    fn new(entries: &[Arc<IndexEntry>], device: &Device) -> Arc<Planned> {
+        let extents: Vec<Extent> = entries.iter().map(|entry| extent_of(entry)).collect();
+        let plan = ReadPlan::new(&extents, device.is_host());
+        Arc::new(Planned { extents, plan })
+    }
+
+    /// Carries it out; `begin` is called with the segment before each read, and ends it where it fails.
+    fn read(
+        &self,
+        segments: &Segments,
+        arena: &mut DeviceBuffer,
+        routes: &Routes,
+        counters: &Counters,
+        begin: impl Fn(SegmentId) -> Result<()> + Sync,
+    ) -> Result<Outcome> {
+        let find = |id| {
+            begin(id)?;
+            segment_file(segments, id)
+        };
+        execute(&self.plan, &self.extents, &find, arena, routes, counters)
+    }
+}
+
+fn segment_file(segments: &Segments, id: SegmentId) -> Result<SegmentFile> {
+    let (segment, file) = segments.file_of(id)?;
+    Ok(SegmentFile { file, path: Arc::new(segment.path.clone()), sealed_end: segment.sealed_end() })
+}
+
 /// Refuses a range that a value does not have.
 pub(crate) fn check_range(entry: &IndexEntry, range: &Range<u64>) -> Result<()> {
     if range.start > range.end || range.end > entry.length {
@@ -231,32 +305,4 @@ pub(crate) fn check_range(entry: &IndexEntry, range: &Range<u64>) -> Result<()> 
 }
 
 #[cfg(test)]
-mod tests {
-    use crate::Store;
-    use crate::device::simulated_gpu;
-
-    #[test]
-    fn what_is_loaded_again_comes_out_of_pinned_pages() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("s");
-        let value = |n: u64, len: u64| -> Vec<u8> { (0..len).map(|at| (at * 31 + at / 255 + n) as u8).collect() };
-        let values = [value(1, 150 << 20), value(2, 5000), value(3, 9 << 20)];
-        let store = Store::create(&path).unwrap();
-        values.iter().enumerate().for_each(|(n, value)| store.put(format!("{n}"), value).unwrap());
-        store.close().unwrap();
-        let store = Store::options().read_only(true).pinned_bytes_max(1 << 30).open(&path).unwrap();
-        let gpu = simulated_gpu();
-        for round in 0..4 {
-            let before = store.metrics().bytes_pinned;
-            for (tensor, value) in store.get_many(["0", "1", "2"], &gpu).unwrap().iter().zip(&values) {
-                assert!(tensor.to_host().unwrap() == *value, "round {round}, {} bytes", value.len());
-            }
-            let pinned = store.metrics().bytes_pinned - before;
-            assert!(round < 2 || pinned > 140 << 20, "round {round}: {pinned} bytes");
-        }
-        // A bound that is too small for a window pins nothing, and is no failure.
-        let store = Store::options().read_only(true).pinned_bytes_max(1000).open(&path).unwrap();
-        assert!(store.get("0", &gpu).unwrap().to_host().unwrap() == values[0]);
-        assert_eq!(store.metrics().bytes_pinned, 0);
-    }
-}
+mod tests;

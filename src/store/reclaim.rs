@@ -203,7 +203,7 @@ impl Core {
         for one in ready {
             if let Some(id) = one.id {
                 self.segments.forget(id);
-                self.windows.forget(id);
+                self.routes.forget(id);
             }
             match self.storage.remove(&one.path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -299,6 +299,11 @@ impl Segments {
         (kept().map(|segment| segment.record()).collect(), *next)
     }
 
+    /// Where a segment lies.
+    pub(crate) fn path_of(&self, id: SegmentId) -> PathBuf {
+        self.layout.segment(id)
+    }
+
     /// The file of a segment that an index entry names, open for reading.
     pub(crate) fn file_of(&self, id: SegmentId) -> Result<(Arc<Segment>, Arc<dyn StorageFile>)> {
         let segment = self.get(id).ok_or_else(|| {
