@@ -113,6 +113,9 @@ fn the_size_of_a_store_is_told() {
     assert_eq!(stat["keys"], 3);
     assert_eq!(stat["live_bytes"].as_u64(), Some(bytes as u64));
     assert!(stat["disk_bytes"].as_u64() >= Some(bytes as u64));
+    let metrics = alight(["stat", "--metrics", arg(&store)]).ok().text();
+    assert!(metrics.lines().any(|line| line == format!("alight_store_live_bytes {bytes}")), "{metrics}");
+    assert!(metrics.contains("# TYPE alight_store_gets_total counter"), "{metrics}");
     let text = alight(["stat", arg(&store)]).ok().text();
     assert!(text.contains("segments") && text.contains("store id"), "{text}");
     let line =

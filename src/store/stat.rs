@@ -5,6 +5,7 @@ use std::time::Duration;
 use alight_format::{FeatureFlags, StoreId};
 
 use crate::error::{Error, Result};
+use crate::metrics::prometheus;
 use crate::store::core::Core;
 use crate::store::manifest;
 use crate::store::readers::oldest_reader;
@@ -67,6 +68,29 @@ pub struct SnapshotStat {
 }
 
 impl Stat {
+    /// The sizes in the text format of Prometheus, as gauges; [`Metrics::prometheus`](crate::Metrics::prometheus) has the
+    /// counters.
+    pub fn prometheus(&self) -> String {
+        let mut text = prometheus::Text::new("alight_store_");
+        for (name, help, value) in [
+            ("format_version", "The version of the format on disk.", u64::from(self.format_version)),
+            ("last_commit", "The number of the last commit.", self.last_commit),
+            ("index_entries", "Entries of the index, old ones counted.", self.index_entries),
+            ("overlay_entries", "Keys in memory.", self.overlay_entries),
+            ("index_runs", "Index runs.", self.runs),
+            ("segments", "Segments.", self.segments),
+            ("live_bytes", "Bytes of values that a key leads to.", self.live_bytes),
+            ("blob_bytes", "Bytes of values that the segments hold.", self.blob_bytes),
+            ("pinned_bytes", "Bytes that only snapshots and readers see.", self.pinned_bytes),
+            ("snapshots", "Snapshots that are held in this process.", self.snapshots.len() as u64),
+            ("file_bytes", "The lengths of all files.", self.file_bytes),
+            ("disk_bytes", "What the files take on the disk.", self.disk_bytes),
+        ] {
+            text.put_one(name, "gauge", help, value);
+        }
+        text.finish()
+    }
+
     pub(crate) fn of(core: &Core) -> Result<Stat> {
         let (version, accounts) = core.version_and_accounts();
         let manifest = manifest::read(&*core.storage, &core.layout)?;

@@ -5,11 +5,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use alight::{Metrics, Snapshot, Store, TensorInfo};
-use clap::Args;
+use alight::{Metrics, RouteChoice, Snapshot, Store, TensorInfo};
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::{key_bytes, open_to_load};
+use super::{key_bytes, opened};
 use crate::args::DeviceName;
 use crate::failure::Failure;
 use crate::output::{Output, Report, Table};
@@ -43,6 +43,28 @@ pub(crate) struct LoadArgs {
     /// Keep up to this much of the page cache pinned for the GPU, so that the third time and on go at the bus's full rate.
     #[arg(long, value_name = "SIZE", value_parser = units::parse_some_bytes)]
     pin: Option<u64>,
+
+    /// By which route to a GPU: cuFile's direct path where there is one, or the one that is named.
+    #[arg(long, value_enum, default_value_t = Via::Auto)]
+    route: Via,
+}
+
+/// A route that can be asked for.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Via {
+    Auto,
+    Staged,
+    Cufile,
+}
+
+impl From<Via> for RouteChoice {
+    fn from(via: Via) -> Self {
+        match via {
+            Via::Auto => RouteChoice::Auto,
+            Via::Staged => RouteChoice::Staged,
+            Via::Cufile => RouteChoice::CuFile,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -65,6 +87,9 @@ struct LoadRun {
     windows: u64,
     #[serde(flatten)]
     route: Route,
+    /// The route of the last window, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    taken: Option<String>,
     #[serde(skip)]
     time: Duration,
 }
@@ -78,6 +103,8 @@ pub(crate) struct Route {
     pub(crate) bytes_buffered: u64,
     /// Out of pinned pages of the page cache.
     pub(crate) bytes_pinned: u64,
+    /// By cuFile.
+    pub(crate) bytes_cufile: u64,
 }
 
 impl Route {
@@ -87,6 +114,7 @@ impl Route {
             bytes_direct: after.bytes_direct - before.bytes_direct,
             bytes_buffered: after.bytes_buffered - before.bytes_buffered,
             bytes_pinned: after.bytes_pinned - before.bytes_pinned,
+            bytes_cufile: after.bytes_cufile - before.bytes_cufile,
         }
     }
 
@@ -96,7 +124,7 @@ impl Route {
     }
 
     fn percent(self, part: u64) -> Option<u64> {
-        let all = self.bytes_direct + self.bytes_buffered + self.bytes_pinned;
+        let all = self.bytes_direct + self.bytes_buffered + self.bytes_pinned + self.bytes_cufile;
         (u128::from(part) * 100 / u128::from(all.max(1))).try_into().ok().filter(|_| all > 0)
     }
 }
@@ -104,6 +132,7 @@ impl Route {
 impl std::fmt::Display for Route {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let parts = [
+            (self.bytes_cufile, "cuFile"),
             (self.bytes_direct, "direct"),
             (self.bytes_pinned, "pinned page cache"),
             (self.bytes_buffered, "page cache"),
@@ -159,7 +188,8 @@ pub(crate) fn run(args: LoadArgs, output: &Output) -> Result<(), Failure> {
     let prefix = key_bytes(args.prefix);
     let device = args.device.open()?;
     let began = Instant::now();
-    let store = open_to_load(&args.store, args.pin.unwrap_or(0))?;
+    let options = Store::options().pinned_bytes_max(args.pin.unwrap_or(0)).route(args.route.into());
+    let store = opened(options, &args.store)?;
     let open_time = began.elapsed();
     let all = totals(&store.snapshot(), &prefix)?;
     if all.keys == 0 && !prefix.is_empty() {
@@ -193,6 +223,7 @@ pub(crate) fn run(args: LoadArgs, output: &Output) -> Result<(), Failure> {
             gb_per_s: units::gb_per_s(all.bytes, pass.time),
             windows: pass.windows,
             route: pass.route,
+            taken: store.metrics().last_read.map(|read| read.to_string()),
             time: pass.time,
         });
     }
@@ -225,7 +256,10 @@ impl Report for Loaded {
                 units::seconds(run.time),
                 units::rate(self.bytes, run.time),
                 units::grouped(run.windows),
-                run.route.to_string(),
+                match run.taken.as_ref().filter(|_| self.device != "host") {
+                    Some(taken) => format!("{} ({taken})", run.route),
+                    None => run.route.to_string(),
+                },
             ]);
         }
         table.write(out)

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use alight::{Error, Store};
+use alight::{Error, Store, StoreOptions};
 
 use crate::args::Command;
 use crate::failure::Failure;
@@ -49,12 +49,12 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<(), Failure> {
 
 /// Opens a store to read from: beside a writer, and on a read-only file system.
 fn open_to_read(path: &Path) -> Result<Store, Failure> {
-    open_to_load(path, 0)
+    opened(Store::options(), path)
 }
 
-/// Opens a store to read from, which may keep so many bytes of it pinned.
-fn open_to_load(path: &Path, pinned_bytes_max: u64) -> Result<Store, Failure> {
-    Store::options().read_only(true).pinned_bytes_max(pinned_bytes_max).open(path).map_err(not_opened)
+/// Opens a store to read from, with more options.
+fn opened(options: StoreOptions, path: &Path) -> Result<Store, Failure> {
+    options.read_only(true).open(path).map_err(not_opened)
 }
 
 /// Opens a store to write to, which must be there.

@@ -18,6 +18,25 @@ use crate::window::totals;
 pub(crate) struct StatArgs {
     /// The store's directory.
     store: PathBuf,
+
+    /// Print everything that is counted, in the text format of Prometheus: the store's sizes, and what this command itself
+    /// read to find them out.
+    #[arg(long)]
+    metrics: bool,
+}
+
+/// What `--metrics` prints.
+#[derive(Debug, Serialize)]
+struct MetricsReport {
+    command: &'static str,
+    store: String,
+    prometheus: String,
+}
+
+impl Report for MetricsReport {
+    fn human(&self, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(self.prometheus.as_bytes())
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -52,6 +71,13 @@ struct Flags {
 pub(crate) fn run(args: &StatArgs, output: &Output) -> Result<(), Failure> {
     let store = open_to_read(&args.store)?;
     let stat: Stat = store.stat()?;
+    if args.metrics {
+        return output.answer(&MetricsReport {
+            command: "stat",
+            store: args.store.display().to_string(),
+            prometheus: stat.prometheus() + &store.metrics().prometheus(),
+        });
+    }
     // Counted by a walk through the index: the store itself only knows a bound.
     let all = totals(&store.snapshot(), b"")?;
     output.answer(&StatReport {
