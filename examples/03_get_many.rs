@@ -34,6 +34,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let metrics = store.metrics();
     println!("{} bytes past the page cache, {} through it", metrics.bytes_direct, metrics.bytes_buffered);
+    if let Some(read) = metrics.last_read {
+        println!("route {read}");
+    }
 
     // All of them share one allocation: it is freed when the last is dropped. To keep one and free the rest, copy it.
     let kept = tensors[0].clone();

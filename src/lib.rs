@@ -53,6 +53,7 @@ pub mod storage;
 mod store;
 mod sync;
 mod tensor;
+mod trace;
 
 pub use alight_format::{Dtype, FeatureFlags, StoreId, limits};
 pub use capabilities::{Answer, Capabilities, Capability};

@@ -14,6 +14,7 @@ use crate::store::core::Core;
 use crate::store::options::Durability;
 use crate::store::publish::index_entry;
 use crate::tensor::{TensorRef, check_key};
+use crate::trace::scope;
 
 /// A set of changes that become visible together and survive together, or not at all; made by [`Store::batch`].
 ///
@@ -147,6 +148,8 @@ fn commit(core: &Core, mut changes: Vec<Change<'_>>, durability: Durability) -> 
     if changes.is_empty() {
         return Ok(());
     }
+    let payload = || changes.iter().filter_map(|change| change.value.as_ref()).map(TensorRef::len_bytes).sum::<u64>();
+    let _scope = scope!("commit", keys = changes.len(), bytes = payload());
     core.await_room()?;
     let sizes =
         changes.iter().map(|change| (change.key.as_slice(), change.value.as_ref().map_or(0, TensorRef::len_bytes)));

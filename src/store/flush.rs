@@ -24,6 +24,7 @@ use crate::store::core::{Core, Writer};
 use crate::store::manifest;
 use crate::store::segment::Segment;
 use crate::store::space::{self, Held};
+use crate::trace::scope;
 
 /// Why the index is written out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +70,7 @@ impl Core {
     /// again, and the old manifest stands.
     pub(crate) fn flush(&self, occasion: Occasion) -> Result<()> {
         let writer = self.writer()?;
+        let _scope = scope!("flush", ?occasion, keys = self.version().overlay.len());
         let mut manifest = writer.manifest.lock();
         writer.committer.check()?;
         let mut condemned = BTreeSet::new();

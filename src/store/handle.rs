@@ -25,6 +25,7 @@ use crate::store::snapshot::Snapshot;
 use crate::store::stat::Stat;
 use crate::store::verify::{VerifyProgress, VerifyReport};
 use crate::tensor::{Tensor, TensorInfo, TensorRef};
+use crate::trace::scope;
 
 /// An open store: tensors by key, in one directory.
 ///
@@ -81,6 +82,7 @@ impl Store {
     }
 
     pub(crate) fn open_with(path: &Path, options: StoreOptions) -> Result<Store> {
+        let _scope = scope!("open", path = %path.display());
         let opened = open::open(path, &options)?;
         let Some(writing) = opened.writing else {
             let generation = opened.manifest.generation;

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use alight_format::{Manifest, RunId, SegmentId, Seq, StoreId};
+use tracing::field::Empty;
 
 use crate::config::{OPEN_ATTEMPTS, SEGMENT_BYTES_DEFAULT};
 use crate::error::{Error, Result};
@@ -28,6 +29,7 @@ use crate::store::publish::{index_entry, publish};
 use crate::store::readers::ReaderPin;
 use crate::store::recover::{self, Found, Recovery, TailScan};
 use crate::store::segment::{Segment, Segments, read_header};
+use crate::trace::scope;
 
 /// The generation of the manifest that a store is made with.
 const FIRST_GENERATION: u64 = 1;
@@ -427,12 +429,14 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest, known:
 
 impl Loaded {
     fn recover(&mut self) -> Result<(Recovery, Vec<TailScan>)> {
+        let scope = scope!("recovery", segments = self.open.len(), commits = Empty);
         let files = |segment: &Segment| self.segments.file(segment);
         let mut scans = Vec::with_capacity(self.open.len());
         for segment in &self.open {
             scans.push(recover::scan_tail(segment, &*files(segment)?)?);
         }
         let recovery = recover::judge(self.covered, self.trusted, &mut scans, &files)?;
+        scope.record("commits", recovery.commits.len());
         Ok((recovery, scans))
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alight_format::{Entry, EntryKind, IndexEntry, SegmentId, crc32, limits};
+use tracing::field::Empty;
 
 use crate::config::WATCHED_BYTES_MIN;
 use crate::device::{Device, DeviceBuffer};
@@ -17,6 +18,7 @@ use crate::store::core::Core;
 use crate::store::recover::read_frame;
 use crate::store::segment::Segments;
 use crate::tensor::{Key, Tensor, TensorInfo, check_key};
+use crate::trace::scope;
 
 /// What is known of an index entry's value.
 pub(crate) fn info_of(entry: &IndexEntry) -> Result<TensorInfo> {
@@ -79,6 +81,8 @@ impl Core {
         planned: &Arc<Planned>,
         arena: &mut DeviceBuffer,
     ) -> Result<()> {
+        let bytes = || planned.extents.iter().map(|extent| extent.length).sum::<u64>();
+        let scope = scope!("get_many", keys = entries.len(), bytes = bytes(), route = Empty);
         let began = Instant::now();
         let outcome = match self.deadline {
             Some(deadline) if planned.plan.arena_bytes >= WATCHED_BYTES_MIN => {
@@ -90,15 +94,17 @@ impl Core {
             Counters::add(&self.counters.checksum_failures, outcome.damaged.len() as u64);
             return Err(self.damaged_value(&entries[first]));
         }
+        scope.record("route", outcome.read.route.name());
         self.counters.count_read(outcome.read, began.elapsed());
         Counters::add(&self.counters.gets, entries.len() as u64);
-        Counters::add(&self.counters.bytes_got, planned.extents.iter().map(|extent| extent.length).sum());
+        Counters::add(&self.counters.bytes_got, bytes());
         Ok(())
     }
 
     /// Reads on a thread of its own, which has the arena meanwhile, and after the deadline keeps it.
     fn read_watched(&self, planned: &Arc<Planned>, arena: &mut DeviceBuffer, deadline: Duration) -> Result<Outcome> {
         let steps = Arc::new(Steps::default());
+        let span = tracing::Span::current();
         let nothing = arena.device().allocate(0)?;
         let mut own = std::mem::replace(arena, nothing);
         let work = {
@@ -110,6 +116,7 @@ impl Core {
                     true => Ok(()),
                     false => Err(Error::Cancelled { operation: "read", path: segments.path_of(id) }),
                 };
+                let _span = span.enter();
                 let outcome = planned.read(&segments, &mut own, &routes, &counters, begin);
                 (own, outcome)
             }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use alight_format::{EntryKind, IndexEntry, IndexKind, SegmentId, Seq, limits};
+use tracing::field::Empty;
 
 use crate::error::{Damage, DisplayKey, Error, Result};
 use crate::index::Version;
@@ -17,6 +18,7 @@ use crate::store::core::Core;
 use crate::store::manifest;
 use crate::store::recover::{Found, read_frame};
 use crate::store::segment::{Accounting, FIRST_FRAME, Segment};
+use crate::trace::scope;
 
 /// How far a verification has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +56,7 @@ impl VerifyReport {
 
     pub(crate) fn of(core: &Core, progress: impl FnMut(VerifyProgress)) -> Result<VerifyReport> {
         let (version, segments) = core.version_and_accounts();
+        let scope = scope!("verify", segments = segments.len(), keys = Empty, bytes = Empty);
         let index_bytes: u64 = version.runs.iter().map(|run| run.len_bytes()).sum();
         let mut check = Check {
             core,
@@ -74,6 +77,8 @@ impl VerifyReport {
         check.keys(&segments)?;
         let Check { mut report, .. } = check;
         report.damages.dedup();
+        scope.record("keys", report.keys);
+        scope.record("bytes", report.bytes);
         Ok(report)
     }
 }
