@@ -5,7 +5,8 @@ mod common;
 
 use std::sync::Arc;
 
-use alight::{Device, Dtype, Store, Tensor, TensorRef};
+use alight::cufile::{Access, CuFile};
+use alight::{Device, Dtype, RouteChoice, Store, Tensor, TensorRef};
 use common::bytes;
 use common::gpu::require;
 
@@ -146,5 +147,38 @@ fn a_flipped_byte_is_found_on_the_way_to_the_gpu() {
         let error = store.get_many(["v", "w"], &gpu).unwrap_err();
         assert!(error.is_damage() && error.to_string().contains("\"w\""), "{error}");
         store.get("v", &gpu).unwrap();
+    }
+}
+
+/// In cuFile's compatibility mode where the machine has no direct path.
+#[test]
+fn the_same_values_come_by_every_route() {
+    let Some(gpu) = require(Device::cuda(0)) else { return };
+    let Some(cufile) = require(CuFile::get()) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let values: Vec<Vec<u8>> =
+        [9 << 20, 5000, (33 << 20) + 7, 1, 4096].iter().map(|&len| bytes(len as u64, len)).collect();
+    let store = Store::create(&path).unwrap();
+    values.iter().enumerate().for_each(|(n, value)| store.put(format!("{n}"), value).unwrap());
+    store.close().unwrap();
+    let segment = std::fs::read_dir(path.join("segments")).unwrap().next().unwrap().unwrap().path();
+    if require(cufile.open(segment, Access::Read)).is_none() {
+        return;
+    }
+    for route in [RouteChoice::Auto, RouteChoice::Staged, RouteChoice::CuFile] {
+        let store = Store::options().read_only(true).route(route).open(&path).unwrap();
+        let tensors = store.get_many(["0", "1", "2", "3", "4"], &gpu).unwrap();
+        for (tensor, value) in tensors.iter().zip(&values) {
+            assert!(tensor.to_host().unwrap() == *value, "{} bytes, {route:?}", value.len());
+        }
+        let metrics = store.metrics();
+        println!("{route:?}: {}", metrics.last_read.unwrap());
+        assert_eq!(metrics.step_downs, 0, "{route:?}");
+        match route {
+            RouteChoice::CuFile => assert!(metrics.bytes_cufile > 42 << 20, "{metrics:?}"),
+            RouteChoice::Staged => assert_eq!(metrics.bytes_cufile, 0),
+            _ => {}
+        }
     }
 }
