@@ -64,7 +64,7 @@ pub(crate) const READ_BYTES: usize = 1 << 20;
 pub(crate) const READ_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Reads from this length on have a deadline: for shorter ones handing them to another thread would show.
-pub(crate) const WATCHED_BYTES_MIN: u64 = 1 << 20;
+pub(crate) const WATCHED_BYTES_MIN: u64 = 4 << 20;
 
 /// How often a reader beside a live writer starts over when files that it was about to open were replaced meanwhile.
 pub(crate) const OPEN_ATTEMPTS: usize = 16;

@@ -201,7 +201,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Damaged`] when the bytes on the disk are not those that were put; what the device
-    /// says when it has no room; [`Error::Timeout`] where 1 MiB and more make no progress (see [`StoreOptions::deadline`]).
+    /// says when it has no room; [`Error::Timeout`] where 4 MiB and more make no progress (see [`StoreOptions::deadline`]).
     pub fn get(&self, key: impl AsRef<[u8]>, device: &Device) -> Result<Tensor> {
         self.view().get(key, device)
     }

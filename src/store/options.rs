@@ -131,7 +131,7 @@ impl StoreOptions {
         self
     }
 
-    /// How long a `get` or `get_many` of 1 MiB and more may go without any progress before its caller gets
+    /// How long a `get` or `get_many` of 4 MiB and more may go without any progress before its caller gets
     /// [`Error::Timeout`]; 60 s at first, `None` for ever. Each read of up to 1 MiB that begins is progress (4 MiB with
     /// cuFile). What the read uses stays with it until it ends: an arena that was being read into is then left without bytes.
     ///
