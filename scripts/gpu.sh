@@ -67,7 +67,10 @@ run() {
   for test in unit device gpu store gds cufile; do
     [ -x "$bin/test-$test" ] || continue
     echo "== test $test"
-    if "$bin/test-$test" --test-threads 4 >"$work/log" 2>&1; then
+    # cuFile's streams fail now and then beside other threads: see src/cufile/mod.rs.
+    local threads=4
+    [ "$test" = cufile ] && threads=1
+    if "$bin/test-$test" --test-threads $threads >"$work/log" 2>&1; then
       table+=("$(printf '%-34s %s' "test $test" "$(grep '^test result' "$work/log" | cut -d. -f1-2)")")
     else
       failed=1

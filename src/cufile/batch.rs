@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use super::driver::CuFile;
 use super::error::{self, Error, ErrorKind, Result, Status};
-use super::firsts::Kind;
 use super::params::Owned;
 use super::sys::{self, IoEvent, IoParams, batch_status};
 use super::transfer::{Checked, device_error};
@@ -101,10 +100,8 @@ impl Batch {
     pub fn new(cufile: CuFile, device: &Device, entries: u32) -> Result<Batch> {
         let current = device.make_current().map_err(|error| device_error("set up a batch", &error))?;
         let mut raw = ptr::null_mut();
-        let turn = cufile.turn(Kind::BatchSetUp);
         // SAFETY: `raw` is a place for the answer.
         let answer = unsafe { (cufile.functions().batch_set_up)(&raw mut raw, entries) };
-        drop(turn);
         error::check(answer).map_err(|kind| Error::new("set up", format!("a batch of {entries}"), kind))?;
         drop(current);
         Ok(Batch {
@@ -169,12 +166,10 @@ impl Batch {
         let current = self.enter("submit")?;
         // No more than `entries`, which is a `c_uint`.
         let count = started.len() as c_uint;
-        let turn = self.cufile.turn(Kind::Batch);
         // SAFETY: the batch is set up; `params` has `count` entries, each with a handle that is registered and a range of
         // memory that is there, and all three are kept in `in_flight` until cuFile has reported the operation.
         let answer =
             unsafe { (self.cufile.functions().batch_submit)(self.raw, count, params.as_ptr().cast::<IoParams>(), 0) };
-        drop(turn);
         drop(current);
         let refused = error::check(answer).err().map(|kind| self.error("submit", kind));
         let nothing_started = refused.as_ref().is_some_and(|error| error.status().is_some_and(refuses_before_starting));
@@ -209,7 +204,6 @@ impl Batch {
             let mut events = vec![blank; self.in_flight.len()];
             let mut count = events.len() as c_uint;
             let current = self.enter("poll")?;
-            let turn = self.cufile.turn(Kind::Batch);
             // SAFETY: the batch is set up; `events` has room for `count`; no time to wait is given, and none is asked for.
             let answer = unsafe {
                 (self.cufile.functions().batch_status)(
@@ -220,7 +214,6 @@ impl Batch {
                     ptr::null_mut(),
                 )
             };
-            drop(turn);
             drop(current);
             error::check(answer).map_err(|kind| self.error("poll", kind))?;
             for event in events.into_iter().take(count as usize) {

@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use super::driver::CuFile;
 use super::error::{self, Error, ErrorKind, Result};
-use super::firsts::Kind;
 use super::transfer::device_error;
 use crate::device::{Device, DeviceBuffer};
 
@@ -55,10 +54,8 @@ impl Buffer {
             return Err(failed(ErrorKind::Invalid("no bytes to register".to_string())));
         }
         let current = device.make_current().map_err(|error| device_error("register", &error))?;
-        let turn = cufile.turn(Kind::Memory);
         // SAFETY: the memory is a whole allocation, which lives until `Registered` is dropped.
         let answer = unsafe { (cufile.functions().buffer_register)(pointer(address), len as usize, 0) };
-        drop(turn);
         error::check(answer).map_err(failed)?;
         drop(current);
         let registered = Some(Registered { cufile, device, address });
@@ -107,7 +104,6 @@ impl Drop for Registered {
     fn drop(&mut self) {
         let answer =
             self.device.make_current().map_err(|error| device_error("deregister", &error)).and_then(|_current| {
-                let _turn = self.cufile.turn(Kind::Memory);
                 // SAFETY: the address was registered, is deregistered once, and no operation uses the memory.
                 let answer = unsafe { (self.cufile.functions().buffer_deregister)(pointer(self.address)) };
                 error::check(answer)

@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::error::{self, Error, ErrorKind, Result, Status};
-use super::firsts::{Firsts, Kind, Turn};
 use super::handle::{FileId, Registration};
 use super::log;
 use super::sys::{self, Functions, Library};
@@ -37,7 +36,6 @@ pub(super) struct Driver {
     version: (u32, u32),
     log_directory: Option<PathBuf>,
     open_time: Duration,
-    pub(super) firsts: Firsts,
     /// Files that are registered now.
     pub(super) files: Mutex<HashMap<FileId, Weak<Registration>>>,
 }
@@ -117,11 +115,6 @@ impl CuFile {
         &self.0.functions
     }
 
-    /// Waits for a turn to call cuFile.
-    pub(super) fn turn(self, kind: Kind) -> Turn<'static> {
-        self.0.firsts.enter(kind)
-    }
-
     pub(super) fn driver(self) -> &'static Driver {
         self.0
     }
@@ -186,7 +179,6 @@ impl Driver {
             version,
             log_directory,
             open_time: started.elapsed(),
-            firsts: Firsts::default(),
             files: Mutex::default(),
         })))
     }

@@ -16,7 +16,6 @@ use std::sync::{Arc, Weak};
 
 use super::driver::CuFile;
 use super::error::{self, Error, ErrorKind, Result, Status};
-use super::firsts::Kind;
 use super::sys;
 use super::transfer::device_error;
 use super::udev;
@@ -125,10 +124,8 @@ impl CuFile {
             fs_ops: ptr::null(),
         };
         descr.handle.fd = file.as_raw_fd();
-        let turn = self.turn(Kind::File);
         // SAFETY: `raw` is a place for the answer; `descr` is whole and is only read during the call.
         let answer = unsafe { (self.functions().handle_register)(&raw mut raw, &raw mut descr) };
-        drop(turn);
         error::check(answer).map_err(|kind| {
             let remedy = match kind {
                 // The second is the answer of 1.13 and 1.14.
@@ -148,11 +145,9 @@ impl CuFile {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let turn = self.cufile.turn(Kind::File);
         // SAFETY: the handle was registered, is deregistered once, and no operation is left that uses it: each holds a
         // share of this. The descriptor is closed after this.
         unsafe { (self.cufile.functions().handle_deregister)(self.raw) };
-        drop(turn);
         let mut files = self.cufile.driver().files.lock();
         // Another thread may have registered the file anew meanwhile.
         if files.get(&self.id).is_some_and(|known| known.strong_count() == 0) {

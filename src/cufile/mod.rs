@@ -24,17 +24,18 @@
 //! - The driver is opened once and never closed: other libraries of the process (torch) use the same one.
 //! - Every count that cuFile returns is compared with the one that was asked for: a short one is continued, and a file
 //!   that ends before the bytes that were promised is an error.
-//! - The first operation of each kind in a process runs alone (see `firsts`): the first on a stream waits, some milliseconds,
-//!   for a tiny read of its file before it is enqueued.
 //! - Every call runs with the context of the buffer's GPU current, and leaves the thread with the context it had.
+//!
+//! # Known trouble
+//! On 1.15, in compatibility mode, transfers on a [`Stream`] fail with `EIO` in some processes whose other threads use cuFile
+//! at the same time; its log then says "cufile must support threadpool in order for posix stream IO to work". Nothing was
+//! moved then, and the error is the transfer's own. Used by one thread they have never failed. Letting the first call of each
+//! kind run alone did not help. Blocking transfers and batches are not touched; alight itself uses no streams of cuFile.
 
 mod batch;
 mod buffer;
-#[cfg(test)]
-mod crowd;
 mod driver;
 mod error;
-mod firsts;
 mod handle;
 mod log;
 mod params;

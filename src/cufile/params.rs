@@ -4,7 +4,6 @@
 use std::ptr::NonNull;
 
 use super::sys::{IoParams, Off};
-use super::transfer::Checked;
 
 /// What an operation on a stream reads and writes while the stream comes to it.
 pub(super) struct AsyncParams {
@@ -13,13 +12,6 @@ pub(super) struct AsyncParams {
     pub(super) base_offset: Off,
     /// Written by cuFile; [`NOT_WRITTEN`] until then.
     pub(super) done: isize,
-}
-
-impl AsyncParams {
-    pub(super) fn new(checked: Checked) -> Self {
-        let Checked { len, file_offset, base_offset, .. } = checked;
-        Self { size: len, file_offset, base_offset, done: NOT_WRITTEN }
-    }
 }
 
 /// No count and no code.

@@ -93,11 +93,8 @@ pub(crate) fn cufile_that_reads_nothing() -> CuFile {
     opened(Library { functions, path: PathBuf::from("/simulated/libcufile.so.0") })
 }
 
-/// A library whose every first is done, so that a mood is about the call that a test makes.
 fn opened(library: Library) -> CuFile {
-    let driver = Driver::open(library, None, Duration::from_secs(60)).expect("the simulated driver opens");
-    driver.firsts.skip();
-    CuFile::of(driver)
+    CuFile::of(Driver::open(library, None, Duration::from_secs(60)).expect("the simulated driver opens"))
 }
 
 /// Whether a file is registered with this descriptor.

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use super::driver::CuFile;
 use super::error::{self, Error, ErrorKind, Result};
-use super::firsts::{Kind, PATIENCE};
 use super::params::{AsyncParams, NOT_WRITTEN, Owned};
 use super::sys;
 use super::transfer::{Checked, device_error};
@@ -22,13 +21,6 @@ use crate::device::{Device, ForeignStream, Mark};
 
 /// The longest nap between two looks at a transfer that is waited for with a limit.
 const NAP_MAX: Duration = Duration::from_millis(1);
-
-/// The read that goes before the first transfer on a stream, and how often it is tried.
-const PRIMING_BYTES: u64 = 4096;
-const PRIMING_ATTEMPTS: u32 = 5;
-
-/// Between two of them: what another thread put in line before (a batch, which nobody here can wait for) may end meanwhile.
-const PRIMING_NAP: Duration = Duration::from_millis(10);
 
 /// A stream of a GPU that cuFile knows. A handle: cloning it is free; transfers in flight hold clones of their own.
 #[derive(Clone)]
@@ -48,16 +40,13 @@ impl Stream {
     pub fn new(cufile: CuFile, device: &Device) -> Result<Stream> {
         let stream = device.foreign_stream().map_err(|error| device_error("make a stream for", &error))?;
         let _current = device.make_current().map_err(|error| device_error("register a stream for", &error))?;
-        let turn = cufile.turn(Kind::StreamSetUp);
         // SAFETY: the stream is alive, and is deregistered before it is destroyed.
         let answer = unsafe { (cufile.functions().stream_register)(stream.raw(), sys::STREAM_INPUTS_FIXED) };
-        drop(turn);
         error::check(answer).map_err(|kind| Error::new("register", format!("a stream on {device}"), kind))?;
         Ok(Stream(Arc::new(Registered { cufile, device: device.clone(), stream })))
     }
 
-    /// Enqueues a read. It does not wait, but for the first transfer on a stream in the process (some milliseconds): see the
-    /// module's page.
+    /// Enqueues a read. It does not wait.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] where the transfer does not fit; [`ErrorKind::Status`] and [`ErrorKind::Device`] where it
@@ -66,7 +55,7 @@ impl Stream {
         self.enqueue(Direction::Read, file, buffer, transfer)
     }
 
-    /// Enqueues a write. It waits no more than [`read`](Self::read) does.
+    /// Enqueues a write. It does not wait.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -75,7 +64,7 @@ impl Stream {
     }
 
     fn enqueue(&self, direction: Direction, file: &File, buffer: &Buffer, transfer: Transfer) -> Result<Pending> {
-        let Registered { cufile, device, .. } = &*self.0;
+        let Registered { cufile, device, stream } = &*self.0;
         if buffer.memory().device() != device {
             let why = format!("the buffer is on {}, the stream on {device}", buffer.memory().device());
             return Err(file.error(direction.verb(), ErrorKind::Invalid(why)));
@@ -86,61 +75,16 @@ impl Stream {
             // it ("exceeds registered length", then `EIO`): so the address is that of the range.
             checked = checked.at_its_range();
         }
-        let params = Owned::new(Box::new(AsyncParams::new(checked)));
+        let params = Owned::new(Box::new(AsyncParams {
+            size: checked.len,
+            file_offset: checked.file_offset,
+            base_offset: checked.base_offset,
+            done: NOT_WRITTEN,
+        }));
         let held = Held { checked, file: file.clone(), buffer: buffer.clone(), params, stream: self.clone() };
         if checked.len == 0 {
             return Ok(Pending { held: ManuallyDrop::new(held), mark: None });
         }
-        self.prime(file);
-        let _turn = cufile.turn(Kind::Stream);
-        self.put_in_line(held)
-    }
-
-    /// Lets the first transfer on a stream in the process be a tiny one, alone, and waits for it: what it sets up is there
-    /// for all that follow. Its own outcome is nobody's; that of the transfer that it goes before says what is wrong.
-    fn prime(&self, file: &File) {
-        let Registered { cufile, device, .. } = &*self.0;
-        if cufile.driver().firsts.is_done(Kind::Stream) {
-            return;
-        }
-        let turn = cufile.turn(Kind::Stream);
-        if !turn.is_first() {
-            return;
-        }
-        for attempt in 0..PRIMING_ATTEMPTS {
-            if attempt > 0 {
-                thread::sleep(PRIMING_NAP);
-            }
-            match self.try_prime(file) {
-                Ok(true) => return,
-                Ok(false) => tracing::debug!(%device, "the first read on a stream failed"),
-                Err(error) => return tracing::debug!(%error, "no read on a stream could be tried"),
-            }
-        }
-    }
-
-    /// Reads the first bytes of a file, on this stream, to memory of no use; whether that worked.
-    fn try_prime(&self, file: &File) -> Result<bool> {
-        let memory = self.0.device.allocate(PRIMING_BYTES).map_err(|error| device_error("read", &error))?;
-        let buffer = Buffer::new(memory)?;
-        let whole = Transfer { file_offset: 0, buffer_offset: 0, len_bytes: PRIMING_BYTES };
-        let checked = Checked::new(file, buffer.memory(), Direction::Read, whole)?;
-        let params = Owned::new(Box::new(AsyncParams::new(checked)));
-        let pending = self.put_in_line(Held { checked, file: file.clone(), buffer, params, stream: self.clone() })?;
-        if !pending.wait_at_most(PATIENCE)? {
-            tracing::warn!("the first read on a stream is not done after {PATIENCE:?}; what it uses is kept for ever");
-            mem::forget(pending);
-            return Ok(true);
-        }
-        // A file may be shorter.
-        Ok(pending.count() >= 0)
-    }
-
-    /// Hands a transfer of some bytes to cuFile.
-    fn put_in_line(&self, held: Held) -> Result<Pending> {
-        let Registered { cufile, device, stream } = &*self.0;
-        let Held { checked, file, .. } = &held;
-        let (checked, direction) = (*checked, checked.direction);
         let current = file.enter(direction.verb(), device)?;
         let at = held.params.as_ptr();
         let functions = cufile.functions();
@@ -177,7 +121,6 @@ impl Drop for Registered {
         // Every transfer has a share of this, so none is in flight.
         let answer =
             self.device.make_current().map_err(|error| device_error("deregister", &error)).and_then(|_current| {
-                let _turn = self.cufile.turn(Kind::StreamSetUp);
                 // SAFETY: the stream was registered, is deregistered once, and is destroyed after this.
                 let answer = unsafe { (self.cufile.functions().stream_deregister)(self.stream.raw()) };
                 error::check(answer)
@@ -240,11 +183,13 @@ impl Pending {
     /// As [`File::read`]; [`ErrorKind::Device`] where the driver failed, and with it the transfer.
     pub fn wait(mut self) -> Result<()> {
         self.settle()?;
-        let Held { checked, file, buffer, .. } = &*self.held;
+        let Held { checked, file, buffer, params, .. } = &*self.held;
         if checked.len == 0 {
             return Ok(());
         }
-        let count = match self.count() {
+        // SAFETY: the stream has passed the transfer, so nobody writes any more.
+        let done = unsafe { ptr::read_volatile(&raw const (*params.as_ptr()).done) };
+        let count = match done {
             NOT_WRITTEN => Err(ErrorKind::Invalid("cuFile has not said how many bytes it moved".to_string())),
             // The system's code is lost on the way: cuFile moved the bytes on another thread.
             done => error::check_count(done, libc::EIO),
@@ -253,12 +198,6 @@ impl Pending {
             Ok(count) => checked.continue_after(file, buffer, count),
             Err(kind) => Err(file.error(checked.direction.verb(), kind)),
         }
-    }
-
-    /// What cuFile said of a transfer that the stream has passed.
-    fn count(&self) -> isize {
-        // SAFETY: who calls this has seen that the stream has passed the transfer, so nobody writes any more.
-        unsafe { ptr::read_volatile(&raw const (*self.held.params.as_ptr()).done) }
     }
 
     /// Waits until the stream has passed the transfer.

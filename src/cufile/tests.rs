@@ -391,43 +391,6 @@ fn threads_read_through_one_file_and_keep_their_own_context() {
     assert!(contents(&buffer) == ground.content);
 }
 
-/// cuFile 1.15 fails the first transfer on a stream when another thread does its own firsts at that moment.
-#[test]
-fn firsts_of_many_threads_meet_nobody() {
-    let (cufile, simulated) = (crowd::cufile(), Simulated::new());
-    let gpu = simulated.handle();
-    let folder = tempfile::tempdir().unwrap();
-    let content = pattern(1, LEN);
-    let together = std::sync::Barrier::new(9);
-    std::thread::scope(|scope| {
-        for thread in 0..9 {
-            let (gpu, together, content) = (&gpu, &together, &content);
-            let path = folder.path().join(thread.to_string());
-            fs::write(&path, content).unwrap();
-            scope.spawn(move || {
-                let buffer = Buffer::new(gpu.allocate(4096).unwrap()).unwrap();
-                together.wait();
-                let file = cufile.open(&path, Access::Read).unwrap();
-                match thread % 3 {
-                    0 => file.read(&buffer, transfer(7, 0, 4096)).unwrap(),
-                    1 => {
-                        let mut batch = Batch::new(cufile, gpu, 1).unwrap();
-                        let (direction, buffer) = (Direction::Read, buffer.clone());
-                        batch.submit([Operation { direction, file, buffer, transfer: transfer(7, 0, 4096) }]).unwrap();
-                        batch.wait(TIME).unwrap().remove(0).result.unwrap();
-                    }
-                    _ => {
-                        let stream = Stream::new(cufile, gpu).unwrap();
-                        stream.read(&file, &buffer, transfer(7, 0, 4096)).unwrap().wait().unwrap();
-                    }
-                }
-                assert!(contents(&buffer) == content[7..4103]);
-            });
-        }
-    });
-    assert_eq!(crowd::seen(), (6, 4), "three transfers on streams, and the one before the first");
-}
-
 #[test]
 fn a_driver_that_hangs_or_refuses_is_an_error_in_time() {
     let library = |open| {

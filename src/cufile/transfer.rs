@@ -7,7 +7,6 @@ use std::ptr;
 
 use super::Buffer;
 use super::error::{self, Error, ErrorKind, Result};
-use super::firsts::Kind;
 use super::handle::File;
 use super::sys::Off;
 use crate::device::DeviceBuffer;
@@ -110,7 +109,6 @@ impl Checked {
         while done < self.len {
             let Checked { file_offset, base_offset, len, .. } = self.after(done);
             let base = self.pointer();
-            let turn = file.cufile().turn(Kind::Transfer);
             // SAFETY: the handle is registered as long as `file` lives; the range lies in memory that the caller keeps.
             let count = unsafe {
                 match self.direction {
@@ -120,7 +118,6 @@ impl Checked {
             };
             // Read before anything else can change it.
             let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
-            drop(turn);
             match error::check_count(count, errno) {
                 Err(ErrorKind::Os(libc::EINTR)) => {}
                 Err(kind) => return Err(failed(kind)),
