@@ -56,99 +56,79 @@ impl<'b> Upload<'b> {
         Ok(Upload { device, len_bytes, target, failed: Mutex::new(None) })
     }
 
-    /// Copies a range of a slot to `offset` of the buffer. On a GPU it only enqueues the copy (some µs), and the slot
-    /// returns to its ring when the copy is done.
+    /// Copies several ranges of a slot, each to an offset of the buffer. On a GPU it only enqueues the copies (some µs), and
+    /// the slot returns to its ring when they are done; many of them are faster where the slot has [`table_bytes`] to spare
+    /// at its end.
     ///
     /// # Errors
-    /// [`Error::Device`] where the range reaches past the buffer's end or the driver failed; the slot returns to its ring,
+    /// [`Error::Device`] where a range reaches past the buffer's end or the driver failed; the slot returns to its ring,
     /// and [`finish`](Self::finish) will fail too.
     ///
     /// # Panics
-    /// If the range lies outside the slot, or the slot is of another device's ring: our own mistakes.
-    pub(crate) fn copy(&self, slot: Slot, range: Range<usize>, offset: u64) -> Result<()> {
-        assert!(slot.device() == &self.device, "a slot of {} for a buffer on {}", slot.device(), self.device);
-        self.copy_unnoted(slot, range, offset).inspect_err(|error| {
-            self.failed.lock().get_or_insert_with(|| error.to_string());
-        })
-    }
-
-    fn copy_unnoted(&self, slot: Slot, range: Range<usize>, offset: u64) -> Result<()> {
-        let bytes = &slot[range.clone()];
-        super::check_range(&self.device, "upload", offset, bytes.len() as u64, self.len_bytes)?;
-        match &self.target {
-            _ if bytes.is_empty() => {}
-            // The offset was just checked against the length of host memory: it fits.
-            Target::Host(stripes) => stripes.write(offset as usize, bytes),
-            Target::Cuda(copies, _) => copies.upload(slot, range, offset)?,
-        }
-        Ok(())
-    }
-
-    /// Copies several ranges of a slot, each to an offset of the buffer; otherwise like [`copy`](Self::copy). Many of them
-    /// are faster where the slot has [`table_bytes`] to spare at its end.
-    ///
-    /// # Errors
-    /// As [`copy`](Self::copy).
-    ///
-    /// # Panics
-    /// As [`copy`](Self::copy).
+    /// If a range lies outside the slot, or the slot is of another device's ring: our own mistakes.
     pub(crate) fn copy_all(&self, slot: Slot, copies: &[(Range<usize>, u64)]) -> Result<()> {
-        if let [(range, offset)] = copies {
-            return self.copy(slot, range.clone(), *offset);
-        }
-        assert!(slot.device() == &self.device, "a slot of {} for a buffer on {}", slot.device(), self.device);
-        let copied = copies.iter().try_for_each(|(range, offset)| {
-            super::check_range(&self.device, "upload", *offset, range.len() as u64, self.len_bytes).map(drop)
-        });
-        let copied = copied.and_then(|()| match &self.target {
-            Target::Host(stripes) => {
-                // The offsets were just checked against the length of host memory: they fit.
-                copies.iter().for_each(|(range, offset)| stripes.write(*offset as usize, &slot[range.clone()]));
-                Ok(())
-            }
-            Target::Cuda(copier, _) => copier.upload_all(slot, copies),
-        });
-        copied.inspect_err(|error| {
-            self.failed.lock().get_or_insert_with(|| error.to_string());
-        })
+        self.hand_on(slot, copies, |copier, slot| copier.upload_all(slot, copies))
     }
 
     /// Copies several ranges of a slot like [`copy_all`](Self::copy_all), and waits until they are there: the quickest way
     /// for a few bytes, since the slot needs no event.
     ///
     /// # Errors
-    /// As [`copy`](Self::copy).
+    /// As [`copy_all`](Self::copy_all).
     ///
     /// # Panics
-    /// As [`copy`](Self::copy).
+    /// As [`copy_all`](Self::copy_all).
     pub(crate) fn copy_now(&self, slot: Slot, copies: &[(Range<usize>, u64)]) -> Result<()> {
-        match &self.target {
-            Target::Cuda(copier, _) => {
-                for (range, offset) in copies {
-                    super::check_range(&self.device, "upload", *offset, range.len() as u64, self.len_bytes)?;
-                }
-                copier.upload_now(slot, copies).inspect_err(|error| {
-                    self.failed.lock().get_or_insert_with(|| error.to_string());
-                })
+        self.hand_on(slot, copies, |copier, slot| copier.upload_now(slot, copies))
+    }
+
+    /// [`copy_all`](Self::copy_all) of one range.
+    #[cfg(test)]
+    pub(crate) fn copy(&self, slot: Slot, range: Range<usize>, offset: u64) -> Result<()> {
+        self.copy_all(slot, &[(range, offset)])
+    }
+
+    /// Checks copies out of a slot, and makes them on the host, or has them made on a GPU.
+    fn hand_on(
+        &self,
+        slot: Slot,
+        copies: &[(Range<usize>, u64)],
+        to_device: impl FnOnce(&Copies, Slot) -> Result<()>,
+    ) -> Result<()> {
+        assert!(slot.device() == &self.device, "a slot of {} for a buffer on {}", slot.device(), self.device);
+        let checked = copies.iter().try_for_each(|(range, offset)| {
+            let len = slot[range.clone()].len() as u64;
+            super::check_range(&self.device, "upload", *offset, len, self.len_bytes).map(drop)
+        });
+        self.noted(checked.and_then(|()| match &self.target {
+            _ if copies.iter().all(|(range, _)| range.is_empty()) => Ok(()),
+            Target::Host(stripes) => {
+                // The offsets were just checked against the length of host memory: they fit.
+                copies.iter().for_each(|(range, offset)| stripes.write(*offset as usize, &slot[range.clone()]));
+                Ok(())
             }
-            Target::Host(_) => self.copy_all(slot, copies),
-        }
+            Target::Cuda(copier, _) => to_device(copier, slot),
+        }))
+    }
+
+    /// Remembers a failure, for [`finish`](Self::finish) to tell.
+    fn noted(&self, outcome: Result<()>) -> Result<()> {
+        outcome.inspect_err(|error| {
+            self.failed.lock().get_or_insert_with(|| error.to_string());
+        })
     }
 
     /// Copies a range of pinned pages to `offset` of the buffer, which is on a GPU. It only enqueues the copy, and the
     /// pages stay pinned until it is done.
     ///
     /// # Errors
-    /// As [`copy`](Self::copy).
+    /// As [`copy_all`](Self::copy_all).
     pub(crate) fn copy_pinned(&self, source: &Arc<PinnedMap>, range: &Range<usize>, offset: u64) -> Result<()> {
         let copied = super::check_range(&self.device, "upload", offset, range.len() as u64, self.len_bytes);
-        let copied = copied.and_then(|_| match &self.target {
+        self.noted(copied.and_then(|_| match &self.target {
             Target::Host(_) => unreachable!("nothing is pinned for the host"),
             Target::Cuda(copies, _) => copies.upload_pinned(source, range, offset),
-        });
-        copied.inspect_err(|error| {
-            self.failed.lock().get_or_insert_with(|| error.to_string());
-        })
+        }))
     }
 
     /// Waits until every byte is there: a later read on any stream sees it.

@@ -43,19 +43,6 @@ impl Copies {
         Ok(Copies { memory: Arc::clone(memory), stream: Some(stream), sources: Mutex::default() })
     }
 
-    /// Enqueues a copy of a slot's range to `offset` of the memory. The slot returns to its ring when the copy is done.
-    ///
-    /// # Panics
-    /// If the range lies outside the slot, or the bytes outside the memory.
-    pub(in crate::device) fn upload(&self, slot: Slot, range: Range<usize>, offset: u64) -> Result<()> {
-        let bytes = &slot[range];
-        let target = self.address(offset, bytes.len());
-        // SAFETY: the target lies in memory that `self` shares until the copies are done, and the source in `slot`, which
-        // `handed_over` keeps from everyone until then. Both ranges were just checked.
-        let enqueued = unsafe { self.stream().copy_to_device(target, bytes.as_ptr(), bytes.len()) };
-        self.handed_over("copy to the device", slot, enqueued).map(drop)
-    }
-
     /// Enqueues copies of several ranges of a slot, each to an offset of the memory. The slot returns to its ring when they
     /// are done. Where there are many, a kernel makes them, told by a table at the slot's end: it needs
     /// [`TABLE_ENTRY_BYTES`] for each there, in bytes that no range covers.
@@ -67,12 +54,8 @@ impl Copies {
             // SAFETY: the table lies in the slot, which `handed_over` keeps from everyone until the kernel is done, as do the
             // ranges that it names; the targets lie in memory that `self` shares.
             Some((kernels, table)) => unsafe { kernels.gather(self.stream(), table, copies.len() as u32) },
-            None => copies.iter().try_for_each(|(range, offset)| {
-                let bytes = &slot[range.clone()];
-                let target = self.address(*offset, bytes.len());
-                // SAFETY: as in `upload`.
-                unsafe { self.stream().copy_to_device(target, bytes.as_ptr(), bytes.len()) }
-            }),
+            // SAFETY: `handed_over` keeps the slot from everyone until the copies are done.
+            None => unsafe { self.enqueue(&slot, copies) },
         };
         self.handed_over("copy to the device", slot, enqueued).map(drop)
     }
@@ -82,12 +65,8 @@ impl Copies {
     /// # Panics
     /// As [`upload_all`](Self::upload_all).
     pub(in crate::device) fn upload_now(&self, slot: Slot, copies: &[(Range<usize>, u64)]) -> Result<()> {
-        let enqueued = copies.iter().try_for_each(|(range, offset)| {
-            let bytes = &slot[range.clone()];
-            let target = self.address(*offset, bytes.len());
-            // SAFETY: as in `upload`; the slot is held until the stream was waited for, or lost.
-            unsafe { self.stream().copy_to_device(target, bytes.as_ptr(), bytes.len()) }
-        });
+        // SAFETY: the slot is held until the stream was waited for, or lost.
+        let enqueued = unsafe { self.enqueue(&slot, copies) };
         let settled = self.stream().synchronize();
         let outcome =
             enqueued.and(settled).map_err(|error| self.memory.device().context().error("copy to the device", error));
@@ -95,6 +74,20 @@ impl Copies {
             slot.abandon(error);
         }
         outcome
+    }
+
+    /// Enqueues a copy of each range of a slot.
+    ///
+    /// # Safety
+    /// Nobody touches the slot until the stream has passed the copies.
+    unsafe fn enqueue(&self, slot: &Slot, copies: &[(Range<usize>, u64)]) -> Result<(), CudaError> {
+        copies.iter().filter(|(range, _)| !range.is_empty()).try_for_each(|(range, offset)| {
+            let bytes = &slot[range.clone()];
+            let target = self.address(*offset, bytes.len());
+            // SAFETY: the target lies in memory that `self` shares until the copies are done, the source in the slot, for
+            // which the caller answers. Both ranges were just checked.
+            unsafe { self.stream().copy_to_device(target, bytes.as_ptr(), bytes.len()) }
+        })
     }
 
     /// Enqueues a copy of a range of pinned pages to `offset` of the memory. They stay pinned until it is done.
@@ -141,7 +134,8 @@ impl Copies {
     pub(in crate::device) fn download(&self, mut slot: Slot, offset: u64, len: usize) -> Result<BusySlot> {
         let bytes = &mut slot[..len];
         let source = self.address(offset, bytes.len());
-        // SAFETY: as in `upload`, the other way round.
+        // SAFETY: the source lies in memory that `self` shares until the copies are done, the target in `slot`, which
+        // `handed_over` keeps from everyone until then. Both ranges were just checked.
         let enqueued = unsafe { self.stream().copy_to_host(bytes.as_mut_ptr(), source, bytes.len()) };
         self.handed_over("copy from the device", slot, enqueued)
     }
