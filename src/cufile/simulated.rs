@@ -415,6 +415,23 @@ fn enqueue(call: AsyncCall, stream: RawStream) -> RawError {
     }
 }
 
+/// What a call on a stream was handed, and the mood it is made in.
+fn async_call(
+    is_read: bool,
+    handle: Handle,
+    base: *mut c_void,
+    (size, offset, base_offset, done): (*mut usize, *mut Off, *mut Off, *mut isize),
+) -> AsyncCall {
+    let numbers = [
+        size.expose_provenance(),
+        offset.expose_provenance(),
+        base_offset.expose_provenance(),
+        done.expose_provenance(),
+    ];
+    let mood = MOOD.with_borrow(|mood| *mood);
+    AsyncCall { is_read, handle: handle.addr(), base: base.addr() as u64, numbers, mood }
+}
+
 unsafe extern "C" fn read_async(
     handle: Handle,
     base: *mut c_void,
@@ -424,14 +441,7 @@ unsafe extern "C" fn read_async(
     done: *mut isize,
     stream: RawStream,
 ) -> RawError {
-    let numbers = [
-        size.expose_provenance(),
-        offset.expose_provenance(),
-        base_offset.expose_provenance(),
-        done.expose_provenance(),
-    ];
-    let mood = MOOD.with_borrow(|mood| *mood);
-    enqueue(AsyncCall { is_read: true, handle: handle.addr(), base: base.addr() as u64, numbers, mood }, stream)
+    enqueue(async_call(true, handle, base, (size, offset, base_offset, done)), stream)
 }
 
 unsafe extern "C" fn write_async(
@@ -443,14 +453,7 @@ unsafe extern "C" fn write_async(
     done: *mut isize,
     stream: RawStream,
 ) -> RawError {
-    let numbers = [
-        size.expose_provenance(),
-        offset.expose_provenance(),
-        base_offset.expose_provenance(),
-        done.expose_provenance(),
-    ];
-    let mood = MOOD.with_borrow(|mood| *mood);
-    enqueue(AsyncCall { is_read: false, handle: handle.addr(), base: base.addr() as u64, numbers, mood }, stream)
+    enqueue(async_call(false, handle, base, (size, offset, base_offset, done)), stream)
 }
 
 /// A driver that makes its log where it stands, as the real one does.
