@@ -7,36 +7,17 @@ mod common;
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use alight::storage::Storage;
 use alight::storage::sim::{Abilities, Choice, Fault, FaultKind, OpKind, SimStorage};
-use alight::{CompactOptions, Device, Durability, Error, Maintenance, Store, StoreOptions};
+use alight::{CompactOptions, Device, Durability, Error, Store};
 use common::bytes;
-
-type Contents = BTreeMap<Vec<u8>, Vec<u8>>;
+use common::tiny::{contents, sound, tiny, tiny_on as on};
 
 const SOURCE: &str = "/store";
 const TARGET: &str = "/backup";
-
-fn tiny() -> StoreOptions {
-    Store::options().segment_bytes(64 << 10).small_commit_bytes_max(8 << 10).overlay_entries_max(6)
-}
-
-fn on(sim: &SimStorage) -> StoreOptions {
-    tiny().storage(Arc::new(sim.clone())).maintenance(Maintenance::Inline)
-}
-
-fn contents(store: &Store) -> Result<Contents, Error> {
-    let mut contents = Contents::new();
-    for info in store.scan("") {
-        let info = info?;
-        contents.insert(info.key.as_bytes().to_vec(), store.get(&info.key, &Device::host())?.to_host()?);
-    }
-    Ok(contents)
-}
 
 /// Commits that fill segments, large ones that have one of their own, deletes, and some that no run covers yet.
 fn fill(store: &Store) {
@@ -50,11 +31,6 @@ fn fill(store: &Store) {
         batch.durability(if n % 3 == 0 { Durability::Eventual } else { Durability::Immediate });
         batch.commit().unwrap();
     }
-}
-
-fn sound(store: &Store) {
-    let report = store.verify(|_| {}).unwrap();
-    assert!(report.is_sound(), "{:?}", report.damages);
 }
 
 /// Every file below a folder: its length and a hash of its bytes.

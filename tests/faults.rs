@@ -6,17 +6,16 @@
 mod common;
 
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use alight::storage::Storage;
 use alight::storage::sim::{Call, Choice, Event, Fault, FaultKind, OpKind, SimStorage};
-use alight::{CompactOptions, Device, Durability, Error, Maintenance, Store, StoreOptions};
+use alight::{CompactOptions, Durability, Error, Maintenance, Store};
 use common::bytes;
+use common::tiny::{Contents, contents, tiny_on as options};
 use parking_lot::Mutex;
 
 const PATH: &str = "/store";
@@ -30,8 +29,6 @@ const KINDS: [FaultKind; 7] = [
     FaultKind::Short,
     FaultKind::FailedSync,
 ];
-
-type Contents = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// Values to put, and keys to delete.
 type Commit = Vec<(Vec<u8>, Option<Vec<u8>>)>;
@@ -51,15 +48,6 @@ enum Step {
     Read,
     /// Gives back all the space that can be.
     Compact,
-}
-
-fn options(sim: &SimStorage) -> StoreOptions {
-    Store::options()
-        .storage(Arc::new(sim.clone()))
-        .maintenance(Maintenance::Inline)
-        .segment_bytes(64 << 10)
-        .small_commit_bytes_max(8 << 10)
-        .overlay_entries_max(6)
 }
 
 fn put(key: u64, seed: u64, len: usize) -> (Vec<u8>, Option<Vec<u8>>) {
@@ -247,15 +235,6 @@ impl Model {
 fn differ(last: usize, found: &Contents) -> String {
     let found: Vec<_> = found.iter().map(|(key, value)| (String::from_utf8_lossy(key), value.len())).collect();
     format!("the contents are not those after commit {last}: {found:?}")
-}
-
-fn contents(store: &Store) -> Result<Contents, Error> {
-    let mut contents = Contents::new();
-    for info in store.scan("") {
-        let info = info?;
-        contents.insert(info.key.as_bytes().to_vec(), store.get(&info.key, &Device::host())?.to_host()?);
-    }
-    Ok(contents)
 }
 
 /// Which call is struck, and how.

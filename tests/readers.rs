@@ -4,37 +4,18 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alight::storage::sim::{Abilities, Call, Event, Fault, FaultKind, OpKind, SimStorage};
 use alight::storage::{FileStorage, Storage};
-use alight::{CompactOptions, Device, Durability, Error, Maintenance, Store, StoreOptions};
+use alight::{CompactOptions, Device, Durability, Error, Store};
 use common::bytes;
+use common::tiny::{contents, tiny_on as on};
 
 const PATH: &str = "/store";
-
-fn on(sim: &SimStorage) -> StoreOptions {
-    Store::options()
-        .storage(Arc::new(sim.clone()))
-        .maintenance(Maintenance::Inline)
-        .segment_bytes(64 << 10)
-        .small_commit_bytes_max(8 << 10)
-        .overlay_entries_max(6)
-}
-
-type Contents = BTreeMap<Vec<u8>, Vec<u8>>;
-
-fn contents(store: &Store) -> Contents {
-    let keys: Vec<_> = store.scan("").map(|info| info.unwrap().key).collect();
-    keys.into_iter()
-        .map(|key| (key.as_bytes().to_vec(), store.get(&key, &Device::host()).unwrap().to_host().unwrap()))
-        .collect()
-}
 
 #[test]
 fn a_refresh_moves_a_reader_and_its_clones_on_and_leaves_snapshots_as_they_were() {
@@ -44,16 +25,16 @@ fn a_refresh_moves_a_reader_and_its_clones_on_and_leaves_snapshots_as_they_were(
     let reader = on(&sim).read_only(true).open(PATH).unwrap();
     let (clone, snapshot) = (reader.clone(), reader.snapshot());
     assert!(!reader.refresh().unwrap(), "nothing is new");
-    let before = contents(&reader);
+    let before = contents(&reader).unwrap();
     for n in 0..40u64 {
         // Single commits that no manifest knows of, segments that no manifest names, runs that replace others.
         writer.put(format!("k{}", n % 7), &bytes(n, [300, 5000, 9000, 30_000][(n % 4) as usize])).unwrap();
         if n % 6 == 5 {
             writer.delete("a").unwrap();
         }
-        assert_eq!(contents(&clone).contains_key(&b"a"[..]), n <= 5, "as of the last refresh");
+        assert_eq!(contents(&clone).unwrap().contains_key(&b"a"[..]), n <= 5, "as of the last refresh");
         assert!(reader.refresh().unwrap(), "commit {n}");
-        assert_eq!(contents(&clone), contents(&writer), "commit {n}");
+        assert_eq!(contents(&clone).unwrap(), contents(&writer).unwrap(), "commit {n}");
         assert_eq!(reader.stat().unwrap().last_commit, writer.stat().unwrap().last_commit);
         assert!(!reader.refresh().unwrap());
         assert_eq!(snapshot.get("a", &Device::host()).unwrap().to_host().unwrap(), b"first");
@@ -63,7 +44,7 @@ fn a_refresh_moves_a_reader_and_its_clones_on_and_leaves_snapshots_as_they_were(
     reader.refresh().unwrap();
     let writer = on(&sim).open(PATH).unwrap();
     assert!(!writer.refresh().unwrap(), "a writer is at its newest");
-    assert_eq!(contents(&reader), contents(&writer));
+    assert_eq!(contents(&reader).unwrap(), contents(&writer).unwrap());
     reader.close().unwrap();
     assert!(matches!(clone.refresh(), Err(Error::Closed)));
     assert!(matches!(snapshot.contains("a"), Err(Error::Closed)));
@@ -107,9 +88,9 @@ fn a_refresh_that_fails_at_any_call_leaves_the_old_view() {
                 let writer = on(&sim).create_new(true).open(PATH).unwrap();
                 (0..9u64).for_each(|n| writer.put(format!("k{n}"), &bytes(n, 4000)).unwrap());
                 let reader = on(&sim).read_only(true).open(PATH).unwrap();
-                let (old, handle) = (contents(&reader), reader.snapshot());
+                let (old, handle) = (contents(&reader).unwrap(), reader.snapshot());
                 (0..20u64).for_each(|n| writer.put(format!("k{}", n % 12), &bytes(50 + n, 4000)).unwrap());
-                let new = contents(&writer);
+                let new = contents(&writer).unwrap();
                 let fault = Fault::new(kind, nth);
                 sim.inject(if from_then_on { fault.from_then_on() } else { fault });
                 let outcome = reader.refresh();
@@ -117,13 +98,13 @@ fn a_refresh_that_fails_at_any_call_leaves_the_old_view() {
                 sim.clear_faults();
                 let told = format!("{kind:?} of call {nth}, from then on: {from_then_on}");
                 match outcome {
-                    Ok(true) => assert_eq!(contents(&reader), new, "{told}"),
+                    Ok(true) => assert_eq!(contents(&reader).unwrap(), new, "{told}"),
                     Ok(false) => panic!("{told}: news are overlooked"),
                     Err(Error::Io { .. } | Error::Damaged(_)) => {
                         failed += 1;
-                        assert_eq!(contents(&reader), old, "{told}");
+                        assert_eq!(contents(&reader).unwrap(), old, "{told}");
                         assert!(reader.refresh().unwrap(), "{told}");
-                        assert_eq!(contents(&reader), new, "{told}");
+                        assert_eq!(contents(&reader).unwrap(), new, "{told}");
                     }
                     Err(error) => panic!("{told}: an error of no fitting kind: {error}"),
                 }

@@ -4,27 +4,16 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use alight::storage::Storage;
 use alight::storage::sim::{Choice, Fault, FaultKind, SimStorage};
-use alight::{
-    CompactOptions, Device, Dtype, Durability, Error, Maintenance, RepairReport, Store, StoreOptions, TensorRef,
-};
+use alight::{CompactOptions, Device, Dtype, Durability, Error, RepairReport, Store, TensorRef};
 use alight_format::{Manifest, SegmentRecord};
 use common::bytes;
+use common::tiny::{sound, tiny_on as on};
 
 const SOURCE: &str = "/store";
 const TARGET: &str = "/salvaged";
-
-fn on(sim: &SimStorage) -> StoreOptions {
-    Store::options()
-        .storage(Arc::new(sim.clone()))
-        .maintenance(Maintenance::Inline)
-        .segment_bytes(64 << 10)
-        .small_commit_bytes_max(8 << 10)
-        .overlay_entries_max(6)
-}
 
 /// A key's value, and what stands beside it.
 type Value = (Dtype, Vec<u64>, Vec<u8>, Vec<(String, Vec<u8>)>);
@@ -37,11 +26,6 @@ fn contents(store: &Store) -> Contents {
         (info.dtype, info.shape.clone(), bytes, store.attributes(&info.key).unwrap())
     };
     infos.iter().map(|info| (info.key.as_bytes().to_vec(), value(info))).collect()
-}
-
-fn sound(store: &Store) {
-    let report = store.verify(|_| {}).unwrap();
-    assert!(report.is_sound(), "{:?}", report.damages);
 }
 
 /// Commits of every kind: several to a segment, one alone in it, deletes, values overwritten, some of them after the last

@@ -5,6 +5,7 @@
 pub mod gpu;
 pub mod interposed;
 pub mod rebuild;
+pub mod tiny;
 
 /// Bytes that look random, never zeros, different for every seed.
 pub fn bytes(seed: u64, len: usize) -> Vec<u8> {

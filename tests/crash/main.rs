@@ -15,4 +15,7 @@ mod oracle;
 #[path = "../common/rebuild.rs"]
 mod rebuild;
 mod sabotage;
+#[expect(unreachable_pub, dead_code, reason = "other tests share it")]
+#[path = "../common/tiny.rs"]
+mod tiny;
 mod workloads;

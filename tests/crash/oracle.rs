@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use alight::storage::sim::SimStorage;
-use alight::{Device, Durability, Error, Maintenance, Store, StoreOptions};
+use alight::{Durability, Error, Store};
 use parking_lot::Mutex;
 
-pub(crate) type Contents = BTreeMap<Vec<u8>, Vec<u8>>;
+pub(crate) use crate::tiny::{Contents, contents, tiny_on as tiny};
 
 /// Where every simulated store lies.
 pub(crate) const PATH: &str = "/store";
@@ -197,27 +197,6 @@ pub(crate) fn check_backups(disk: &SimStorage, histories: &[Contents], promised:
         }
     }
     Ok(())
-}
-
-/// Options that make rare paths common.
-pub(crate) fn tiny(sim: &SimStorage) -> StoreOptions {
-    Store::options()
-        .storage(std::sync::Arc::new(sim.clone()))
-        .maintenance(Maintenance::Inline)
-        .segment_bytes(64 << 10)
-        .small_commit_bytes_max(8 << 10)
-        .overlay_entries_max(6)
-}
-
-/// Everything a store holds, or what is wrong with it.
-pub(crate) fn contents(store: &Store) -> Result<Contents, Error> {
-    let mut contents = Contents::new();
-    for info in store.scan("") {
-        let info = info?;
-        let tensor = store.get(&info.key, &Device::host())?;
-        contents.insert(info.key.as_bytes().to_vec(), tensor.to_host()?);
-    }
-    Ok(contents)
 }
 
 /// The contents after each commit of a single thread, from none to all.
