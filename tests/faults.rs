@@ -12,26 +12,15 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use alight::storage::Storage;
-use alight::storage::sim::{Call, Choice, Event, Fault, FaultKind, OpKind, SimStorage};
+use alight::storage::sim::{Choice, Event, Fault, FaultKind, OpKind, SimStorage};
 use alight::{CompactOptions, Durability, Error, Maintenance, Store};
 use common::bytes;
+use common::model::{Commit, Model, differ, make};
+use common::strikes::Strikes;
 use common::tiny::{Contents, contents, tiny_on as options};
 use parking_lot::Mutex;
 
 const PATH: &str = "/store";
-
-const KINDS: [FaultKind; 7] = [
-    FaultKind::Eio,
-    FaultKind::EioAfter,
-    FaultKind::Enospc,
-    FaultKind::Edquot,
-    FaultKind::Eintr,
-    FaultKind::Short,
-    FaultKind::FailedSync,
-];
-
-/// Values to put, and keys to delete.
-type Commit = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 /// One step of a script.
 #[derive(Debug, Clone)]
@@ -170,73 +159,6 @@ fn scripts() -> Vec<Script> {
     ]
 }
 
-/// What was asked and answered, and so what may be on the disk.
-#[derive(Debug, Default, Clone)]
-struct Model {
-    /// Commits that were acknowledged, in order.
-    accepted: Vec<Commit>,
-    /// How many of them are promised to survive power loss.
-    durable: usize,
-    /// Commits after these that failed: each may be there, or not.
-    failed: Vec<Commit>,
-    /// Whether a sync failed since the store was opened: then eventual commits may be gone at the next opening.
-    sync_failed: bool,
-}
-
-impl Model {
-    fn contents<'a>(commits: impl IntoIterator<Item = &'a Commit>) -> Contents {
-        let mut contents = Contents::new();
-        for (key, value) in commits.into_iter().flatten() {
-            match value {
-                Some(value) => drop(contents.insert(key.clone(), value.clone())),
-                None => drop(contents.remove(key)),
-            }
-        }
-        contents
-    }
-
-    fn visible(&self) -> Contents {
-        Self::contents(&self.accepted)
-    }
-
-    /// Compares a store that was opened again: it holds the first of the commits, the durable ones at least; and where
-    /// it holds them all, perhaps some that failed. Answers them.
-    fn check_opened(&self, store: &Store, fewest: usize) -> Result<Vec<Commit>, String> {
-        let last = store.stat().map_err(|error| format!("stat: {error}"))?.last_commit as usize;
-        let found = contents(store).map_err(|error| format!("a read: {error}"))?;
-        if last < fewest {
-            return Err(format!("commit {fewest} was acknowledged, and the store ends at commit {last}"));
-        }
-        if last <= self.accepted.len() {
-            let kept = self.accepted[..last].to_vec();
-            return if found == Self::contents(&kept) { Ok(kept) } else { Err(differ(last, &found)) };
-        }
-        // Which of those that failed are there: any of them, in their order.
-        let extra = last - self.accepted.len();
-        for chosen in 0..1u32 << self.failed.len() {
-            if chosen.count_ones() as usize != extra {
-                continue;
-            }
-            let some = self.failed.iter().enumerate().filter(|(index, _)| chosen >> index & 1 == 1);
-            let commits: Vec<Commit> = self.accepted.iter().chain(some.map(|(_, commit)| commit)).cloned().collect();
-            if found == Self::contents(&commits) {
-                return Ok(commits);
-            }
-        }
-        Err(differ(last, &found))
-    }
-
-    /// The store was opened again with these commits. What an open believes, it syncs.
-    fn begin_again(&mut self, commits: Vec<Commit>) {
-        *self = Self { durable: commits.len(), accepted: commits, failed: Vec::new(), sync_failed: false };
-    }
-}
-
-fn differ(last: usize, found: &Contents) -> String {
-    let found: Vec<_> = found.iter().map(|(key, value)| (String::from_utf8_lossy(key), value.len())).collect();
-    format!("the contents are not those after commit {last}: {found:?}")
-}
-
 /// Which call is struck, and how.
 #[derive(Debug, Clone, Copy)]
 struct Struck {
@@ -259,12 +181,7 @@ struct Run<'a> {
     script: &'a Script,
     model: Model,
     store: Option<Store>,
-    /// How many events of the trace were looked at for failed syncs.
-    events_seen: usize,
-    /// Whether a failed sync must have the store refuse writes from here on.
-    must_refuse: bool,
-    /// Whether the store may refuse them: what was to be cut, after a write that failed, could not be.
-    may_refuse: bool,
+    strikes: Strikes,
     failed_commits: u64,
 }
 
@@ -285,17 +202,13 @@ impl Run<'_> {
         match step {
             Step::Commit(commit, durability) => {
                 let answer = make(store, commit, *durability);
-                let refused_before = self.must_refuse;
-                let syncs = self.look_for_failed_syncs();
+                let refused_before = self.strikes.must_refuse;
+                let syncs = self.strikes.look(&self.sim, PATH);
                 match answer {
                     Ok(()) if refused_before => return Err("a commit was taken after a failed sync".into()),
                     Ok(()) => {
-                        self.model.failed.clear();
-                        self.model.accepted.push(commit.clone());
-                        if *durability == Durability::Immediate {
-                            self.model.durable = self.model.accepted.len();
-                        }
                         // A sync that failed afterwards, for the index, does not undo this.
+                        self.model.accept(commit.clone(), *durability);
                     }
                     // It did not get as far as the disk.
                     Err(Error::WritesRefused { .. }) if !syncs => {}
@@ -308,26 +221,26 @@ impl Run<'_> {
             }
             Step::Sync => {
                 let answer = store.sync();
-                let refused_before = self.must_refuse;
-                self.look_for_failed_syncs();
+                let refused_before = self.strikes.must_refuse;
+                self.strikes.look(&self.sim, PATH);
                 match answer {
                     // It may say so where everything was durable before.
                     Ok(()) if refused_before && self.model.durable < self.model.accepted.len() => {
                         return Err("a sync succeeds after a failed one".into());
                     }
-                    Ok(()) => self.model.durable = self.model.accepted.len(),
+                    Ok(()) => self.model.all_durable(),
                     Err(Error::Io { .. } | Error::WritesRefused { .. }) => {}
                     Err(error) => return Err(format!("a sync fails with an error of no fitting kind: {error:?}")),
                 }
             }
             Step::Close => {
                 let answer = self.store.take().map(Store::close);
-                let refused_before = self.must_refuse;
-                self.look_for_failed_syncs();
+                let refused_before = self.strikes.must_refuse;
+                self.strikes.look(&self.sim, PATH);
                 match answer {
                     Some(Ok(())) if refused_before => return Err("a close succeeds after a failed sync".into()),
                     Some(Ok(())) => {
-                        self.model.durable = self.model.accepted.len();
+                        self.model.all_durable();
                         self.model.failed.clear();
                     }
                     _ => {}
@@ -343,14 +256,9 @@ impl Run<'_> {
             Step::Compact => {
                 let answer = store.compact(&CompactOptions::default(), |_| {});
                 let last = store.snapshot().last_commit() as usize;
-                let refused_before = self.must_refuse;
-                self.look_for_failed_syncs();
-                // Its commits repeat what was there: they count, and change nothing. What is visible was synced.
-                let made = last - self.model.accepted.len();
-                if made > 0 {
-                    self.model.accepted.extend((0..made).map(|_| Commit::new()));
-                    self.model.durable = self.model.accepted.len();
-                }
+                let refused_before = self.strikes.must_refuse;
+                self.strikes.look(&self.sim, PATH);
+                self.model.repeat_through(last)?;
                 match answer {
                     Ok(_) if refused_before => return Err("a compaction succeeds after a failed sync".into()),
                     Ok(report) if !report.damages.is_empty() => {
@@ -369,7 +277,7 @@ impl Run<'_> {
             Step::Backup(path) => {
                 let visible = self.model.visible();
                 let answer = store.backup(path);
-                self.look_for_failed_syncs();
+                self.strikes.look(&self.sim, PATH);
                 match answer {
                     // After a failed sync too, where everything visible was synced before.
                     Ok(_) => {
@@ -409,7 +317,7 @@ impl Run<'_> {
         for _ in 0..2 {
             match options(&self.sim).open(PATH) {
                 Ok(store) => {
-                    let fewest = if self.model.sync_failed { self.model.durable } else { self.model.accepted.len() };
+                    let fewest = if self.strikes.sync_failed { self.model.durable } else { self.model.accepted.len() };
                     // What fails here is a call that was struck; the answer to the second asking counts.
                     let commits =
                         self.model.check_opened(&store, fewest).or_else(|_| self.model.check_opened(&store, fewest));
@@ -421,9 +329,7 @@ impl Run<'_> {
                         }
                         Err(what) => return Err(format!("opened again: {what}")),
                     }
-                    self.must_refuse = false;
-                    self.look_for_failed_syncs();
-                    self.must_refuse = false;
+                    self.strikes.opened_again(&self.sim, PATH);
                     self.store = Some(store);
                     return Ok(true);
                 }
@@ -433,45 +339,6 @@ impl Run<'_> {
         }
         Ok(false)
     }
-
-    /// Looks through the calls since the last look; whether a sync failed among them.
-    fn look_for_failed_syncs(&mut self) -> bool {
-        let trace = self.sim.trace();
-        let calls: Vec<&Call> =
-            trace.events().filter_map(|event| if let Event::Call(call) = event { Some(call) } else { None }).collect();
-        let mut any = false;
-        for (at, call) in calls.iter().enumerate().skip(self.events_seen) {
-            self.may_refuse |= call.outcome.is_err() && call.op == OpKind::Truncate;
-            let failed = call.outcome.is_err() && matches!(call.op, OpKind::Sync | OpKind::SyncDir);
-            // What fails of a backup fails the backup.
-            if !failed || !call.path.starts_with(PATH) {
-                continue;
-            }
-            any = true;
-            self.may_refuse = true;
-            self.model.sync_failed = true;
-            // A segment that is being made has nothing in it that counts: it is thrown away, and another one made.
-            let of_this_file = |before: &&&Call| before.path == call.path;
-            let header_only = calls[..at].iter().filter(of_this_file).all(|before| before.offset == 0)
-                && call.path.extension().is_some_and(|kind| kind == "seg");
-            let making = header_only || call.op == OpKind::SyncDir && call.path.ends_with("segments");
-            self.must_refuse |= !making;
-        }
-        self.events_seen = calls.len();
-        any
-    }
-}
-
-fn make(store: &Store, commit: &Commit, durability: Durability) -> Result<(), Error> {
-    let mut batch = store.batch();
-    batch.durability(durability);
-    for (key, value) in commit {
-        match value {
-            Some(value) => batch.put(key, value)?,
-            None => batch.delete(key)?,
-        }
-    }
-    batch.commit()
 }
 
 /// A disk on which an earlier crash tore the first of three commits that nobody was told of; and what was there before.
@@ -499,9 +366,7 @@ fn run(script: &Script, fault: Option<Struck>, tally: &Mutex<Tally>) -> Result<V
         script,
         model: Model::default(),
         store: None,
-        events_seen: 0,
-        must_refuse: false,
-        may_refuse: false,
+        strikes: Strikes::default(),
         failed_commits: 0,
     };
     run.model.accepted = before;
@@ -527,8 +392,8 @@ fn run(script: &Script, fault: Option<Struck>, tally: &Mutex<Tally>) -> Result<V
         }
     };
     let created = goes_on;
-    run.look_for_failed_syncs();
-    run.must_refuse &= !goes_on;
+    run.strikes.look(&sim, PATH);
+    run.strikes.must_refuse &= !goes_on;
     let mut steps = run.script.steps.iter();
     while goes_on && let Some(step) = steps.next() {
         goes_on = run.step(step)?;
@@ -551,13 +416,9 @@ fn run(script: &Script, fault: Option<Struck>, tally: &Mutex<Tally>) -> Result<V
         for (n, len) in [(70, 300), (71, 9000)] {
             let probe = vec![put(n, n, len)];
             match make(&store, &probe, Durability::Immediate) {
-                Ok(()) if run.must_refuse => return Err("a commit was taken after a failed sync".into()),
-                Ok(()) => {
-                    run.model.failed.clear();
-                    run.model.accepted.push(probe);
-                    run.model.durable = run.model.accepted.len();
-                }
-                Err(Error::WritesRefused { .. }) if run.may_refuse => refused = 1,
+                Ok(()) if run.strikes.must_refuse => return Err("a commit was taken after a failed sync".into()),
+                Ok(()) => run.model.accept(probe, Durability::Immediate),
+                Err(Error::WritesRefused { .. }) if run.strikes.may_refuse => refused = 1,
                 Err(error) => {
                     return Err(format!("the fault is over, no sync and no cut had failed, and yet: {error}"));
                 }
@@ -565,10 +426,10 @@ fn run(script: &Script, fault: Option<Struck>, tally: &Mutex<Tally>) -> Result<V
         }
         if fault.is_some_and(|fault| fault.nth.is_multiple_of(2)) {
             match store.close() {
-                Ok(()) if run.must_refuse => return Err("a close succeeds after a failed sync".into()),
+                Ok(()) if run.strikes.must_refuse => return Err("a close succeeds after a failed sync".into()),
                 Ok(()) => {
                     run.model.failed.clear();
-                    run.model.durable = run.model.accepted.len();
+                    run.model.all_durable();
                 }
                 Err(Error::WritesRefused { .. }) if refused == 1 => {}
                 Err(error) => return Err(format!("the fault is over, and the close fails: {error}")),
@@ -582,7 +443,7 @@ fn run(script: &Script, fault: Option<Struck>, tally: &Mutex<Tally>) -> Result<V
     // Another process opens it, with no reboot in between, and goes on; then the power is cut.
     let store =
         options(&sim).create(true).open(PATH).map_err(|error| format!("with no fault, it does not open: {error}"))?;
-    let fewest = if run.model.sync_failed { run.model.durable } else { run.model.accepted.len() };
+    let fewest = if run.strikes.sync_failed { run.model.durable } else { run.model.accepted.len() };
     let commits =
         run.model.check_opened(&store, fewest).map_err(|what| format!("opened again with no fault: {what}"))?;
     run.model.begin_again(commits);
@@ -590,8 +451,7 @@ fn run(script: &Script, fault: Option<Struck>, tally: &Mutex<Tally>) -> Result<V
         let more = vec![put(n, n, len)];
         make(&store, &more, Durability::Immediate)
             .map_err(|error| format!("with no fault, a commit fails: {error}"))?;
-        run.model.accepted.push(more);
-        run.model.durable = run.model.accepted.len();
+        run.model.accept(more, Durability::Immediate);
     }
     store.abandon();
     // The making failed because a directory could not be synced, and was begun again with that directory in place: its
@@ -670,7 +530,7 @@ fn whatever_call_fails_in_whatever_way_nothing_acknowledged_is_lost() {
         let ops = run(script, None, &tally).unwrap_or_else(|wrong| panic!("{}, without a fault: {wrong}", script.name));
         let mut jobs = Vec::new();
         for (nth, &op) in ops.iter().enumerate().step_by(step) {
-            for kind in KINDS.into_iter().filter(|kind| kind.can_strike(op)) {
+            for kind in FaultKind::ALL.into_iter().filter(|kind| kind.can_strike(op)) {
                 // No system interrupts every call for ever, and who waits for that may wait for ever.
                 let often = if kind == FaultKind::Eintr { Often::Thrice } else { Often::FromThenOn };
                 jobs.extend([Often::Once, often].map(|often| Struck { kind, nth: nth as u64, often }));

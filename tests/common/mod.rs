@@ -4,7 +4,9 @@
 
 pub mod gpu;
 pub mod interposed;
+pub mod model;
 pub mod rebuild;
+pub mod strikes;
 pub mod tiny;
 
 /// Bytes that look random, never zeros, different for every seed.

@@ -32,6 +32,10 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
+    /// Every kind.
+    pub const ALL: [FaultKind; 7] =
+        [Self::Eio, Self::EioAfter, Self::Enospc, Self::Edquot, Self::Eintr, Self::Short, Self::FailedSync];
+
     /// Whether a call can fail like this.
     pub fn can_strike(self, op: OpKind) -> bool {
         match self {

@@ -168,6 +168,13 @@ impl SimStorage {
         }
     }
 
+    /// What was recorded after the first so many events: for who looks often, and does not want the whole trace each time.
+    pub fn events_after(&self, position: usize) -> Vec<Event> {
+        let state = self.disk.state.lock();
+        let steps = state.recorder.steps.get(position..).unwrap_or_default();
+        steps.iter().map(|step| step.event.clone()).collect()
+    }
+
     /// Leaves a number in the trace, after every call that has returned.
     pub fn marker(&self, number: u64) {
         self.disk.state.lock().record(Event::Marker(number), Vec::new());
