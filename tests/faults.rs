@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use alight::storage::Storage;
 use alight::storage::sim::{Choice, Event, Fault, FaultKind, OpKind, SimStorage};
-use alight::{CompactOptions, Durability, Error, Maintenance, Store};
+use alight::{CompactOptions, Durability, Error, Eviction, Maintenance, Store};
 use common::bytes;
 use common::model::{Commit, Model, differ, make};
 use common::strikes::Strikes;
@@ -723,4 +723,21 @@ fn threads_that_share_a_failure_lose_nothing_that_was_acknowledged() {
         "{runs} runs of three threads, {acknowledged} commits acknowledged, {failed} failed, {states} power cuts, {:.1} s",
         started.elapsed().as_secs_f64()
     );
+}
+
+/// The story: looking for something to evict failed half-way. What had been chosen by then was never chosen again, and in
+/// the end nothing was left to choose.
+#[test]
+fn a_failed_look_for_something_to_evict_is_made_anew() {
+    for nth in 0..12 {
+        let sim = SimStorage::new();
+        let options = options(&sim).max_bytes(45_000).eviction(Eviction::Fifo);
+        let store = options.create_new(true).open(PATH).unwrap();
+        (0..4).for_each(|n| store.put(format!("k{n}"), &bytes(n, 10_000)).unwrap());
+        sim.inject(Fault::new(FaultKind::Eio, nth).on(OpKind::Read).path_ending(".seg"));
+        let _ = store.put("large", &bytes(9, 40_000));
+        sim.clear_faults();
+        store.put("all", &bytes(10, 45_000)).unwrap_or_else(|error| panic!("read {nth} failed: {error}"));
+        assert_eq!(store.scan("").count(), 1, "read {nth} failed");
+    }
 }

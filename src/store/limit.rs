@@ -124,41 +124,58 @@ impl Core {
             going += version.get(key)?.map_or(0, |entry| entry.length);
         }
         let held = (live + state.coming + coming).saturating_sub(going);
-        let mut over = held.saturating_sub(limit.max_bytes);
+        let over = held.saturating_sub(limit.max_bytes);
         let mut evicted = Vec::new();
         // Deletes alone are always taken.
         if over > 0 && coming > 0 {
             if limit.eviction.is_none() {
                 return Err(Error::Full { needed: coming, max_bytes: limit.max_bytes });
             }
-            // Twice round: what was read has its second chance, what a failed commit passed over is found again.
-            let mut rounds = 0;
-            while over > 0 {
-                match self.next_to_evict(&version, limit, &mut state)? {
-                    Some((key, length)) => {
-                        if changes.contains_key(key.as_slice()) || state.evicted.contains(&key) {
-                            continue;
-                        }
-                        over = over.saturating_sub(length);
-                        state.evicted.insert(key.clone());
-                        evicted.push(key);
-                    }
-                    None if rounds < 2 => {
-                        rounds += 1;
-                        state.passed.clear();
-                    }
-                    None => {
-                        evicted.iter().for_each(|key| {
-                            state.evicted.remove(key);
-                        });
-                        return Err(Error::Full { needed: coming, max_bytes: limit.max_bytes });
-                    }
-                }
+            let full = Error::Full { needed: coming, max_bytes: limit.max_bytes };
+            let outcome = self.evict(&version, limit, &mut state, &changes, over, &mut evicted);
+            if let Err(error) = outcome.and_then(|enough| if enough { Ok(()) } else { Err(full) }) {
+                evicted.iter().for_each(|key| {
+                    state.evicted.remove(key);
+                });
+                return Err(error);
             }
         }
         state.coming += coming;
         Counters::add(&self.counters.keys_evicted, evicted.len() as u64);
         Ok(Some(Room { limit, coming, evicted }))
+    }
+
+    /// Finds keys to evict, of `over` bytes together, and lists them; whether there were enough. Where it fails, those that
+    /// were found are listed all the same.
+    fn evict(
+        &self,
+        version: &Version,
+        limit: &Limit,
+        state: &mut State,
+        changes: &BTreeMap<&[u8], u64>,
+        mut over: u64,
+        evicted: &mut Vec<Vec<u8>>,
+    ) -> Result<bool> {
+        // Twice round: what was read has its second chance, what a failed commit passed over is found again.
+        let mut rounds = 0;
+        while over > 0 {
+            match self.next_to_evict(version, limit, state)? {
+                Some((key, length)) => {
+                    if changes.contains_key(key.as_slice()) || state.evicted.contains(&key) {
+                        continue;
+                    }
+                    over = over.saturating_sub(length);
+                    state.evicted.insert(key.clone());
+                    evicted.push(key);
+                }
+                None if rounds < 2 => {
+                    rounds += 1;
+                    state.passed.clear();
+                }
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
     }
 
     /// The oldest value that lives and was not passed over yet.
