@@ -13,7 +13,7 @@
 //! - The version is held until the backup is done, so that nothing it leads to is given back meanwhile.
 
 use std::io;
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 use std::path::{Path, PathBuf};
 
 use alight_format::{FeatureFlags, IndexKind, Manifest, RunId, RunRecord, SegmentId, SegmentRecord, limits};
@@ -27,6 +27,9 @@ use crate::store::layout::Layout;
 use crate::store::manifest;
 use crate::store::open::{Place, look, make_dir, make_parts, take_lock};
 use crate::store::segment::FIRST_FRAME;
+
+/// What holes are made of.
+const BLOCK: usize = limits::BLOCK_BYTES as usize;
 
 /// How far a backup has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,7 +225,10 @@ impl Backup<'_> {
             }
             let piece = &mut window[..(end - at).min(READ_BYTES as u64) as usize];
             read_exact_at(source, piece, at, Caching::Direct).map_err(Error::io("read", from))?;
-            write_all_at(&*target, piece, at, Caching::Direct).map_err(Error::io("write", to))?;
+            for data in data_in(source, piece, at).map_err(Error::io("search", from))? {
+                let offset = at + data.start as u64;
+                write_all_at(&*target, &piece[data], offset, Caching::Direct).map_err(Error::io("write", to))?;
+            }
             at += piece.len() as u64;
             let before = self.report;
             self.report.copied_bytes += at;
@@ -294,4 +300,22 @@ impl Backup<'_> {
             tracing::warn!(path = %self.target.root().display(), %error, "a failed backup's removal is not durable");
         }
     }
+}
+
+/// Which blocks of `piece`, as it was read at `at`, are no holes: stretches of neighbours. A hole reads as zeros, so only
+/// blocks of zeros are asked about.
+fn data_in(source: &dyn StorageFile, piece: &[u8], at: u64) -> io::Result<Vec<Range<usize>>> {
+    let mut stretches: Vec<Range<usize>> = Vec::new();
+    for start in (0..piece.len()).step_by(BLOCK) {
+        let end = (start + BLOCK).min(piece.len());
+        let offset = at + start as u64;
+        let is_hole = piece[start..end].iter().all(|&byte| byte == 0)
+            && source.next_data(offset)?.is_none_or(|data| data >= offset + BLOCK as u64);
+        match stretches.last_mut() {
+            _ if is_hole => {}
+            Some(last) if last.end == start => last.end = end,
+            _ => stretches.push(start..end),
+        }
+    }
+    Ok(stretches)
 }
