@@ -725,6 +725,29 @@ fn threads_that_share_a_failure_lose_nothing_that_was_acknowledged() {
     );
 }
 
+fn eventually(store: &Store, key: u64) -> Result<(), Error> {
+    make(store, &vec![put(key, key, 300)], Durability::Eventual)
+}
+
+/// The story: a frame could not be written, nor cut off again. The note for the next open named the last commit that a sync
+/// had covered, and eventual ones behind it were cut, though no sync had failed and the machine had gone on.
+#[test]
+fn eventual_commits_outlive_a_process_that_could_not_take_a_frame_back() {
+    for kind in [FaultKind::Eio, FaultKind::EioAfter] {
+        let sim = SimStorage::new();
+        let store = options(&sim).create_new(true).open(PATH).unwrap();
+        eventually(&store, 1).unwrap();
+        sim.inject(Fault::new(kind, 0).on(OpKind::Write).path_ending(".seg"));
+        sim.inject(Fault::new(FaultKind::Eio, 0).on(OpKind::Truncate).path_ending(".seg"));
+        eventually(&store, 2).unwrap_err();
+        assert!(matches!(eventually(&store, 3), Err(Error::WritesRefused { .. })));
+        store.abandon();
+        let store = options(&sim).open(PATH).unwrap();
+        assert_eq!(contents(&store).unwrap(), Model::contents([&vec![put(1, 1, 300)]]), "{kind:?}");
+        store.abandon();
+    }
+}
+
 /// The story: looking for something to evict failed half-way. What had been chosen by then was never chosen again, and in
 /// the end nothing was left to choose.
 #[test]

@@ -85,8 +85,9 @@ pub(crate) struct Committer {
     sync: Mutex<()>,
     synced: AtomicU64,
     refused: OnceLock<String>,
-    /// Held while it is decided which comes first: that a sync counts, or that writes are refused.
-    verdict: Mutex<()>,
+    /// Held while it is decided which comes first: that a sync counts, or that writes are refused. Up to which commit the
+    /// note for the next open says that the disk may be believed, once there is one.
+    verdict: Mutex<Option<Seq>>,
     /// The generation of the manifest that is on the disk.
     pub(crate) generation: AtomicU64,
     pub(crate) syncs: AtomicU64,
@@ -99,9 +100,8 @@ impl Committer {
         segment_bytes: u64,
         generation: u64,
         last: Seq,
-        tails: Vec<Tail>,
+        mut tails: Vec<Tail>,
     ) -> Self {
-        let mut tails = tails;
         let small = (!tails.is_empty()).then(|| tails.remove(0));
         Self {
             segments,
@@ -140,12 +140,24 @@ impl Committer {
         }
     }
 
-    /// Refuses all writes from now on, and leaves word for the next open.
+    /// Refuses all writes from now on, and leaves word for the next open: a sync failed, so nothing is to be believed that
+    /// an earlier one did not cover.
     pub(crate) fn refuse(&self, cause: &Error) {
+        self.refuse_beyond(cause, Seq::ZERO);
+    }
+
+    /// [`refuse`](Self::refuse), where everything up to `written` is in its place, though no sync has covered it: eventual
+    /// commits outlive the process.
+    fn refuse_beyond(&self, cause: &Error, written: Seq) {
         // The note names the last commit that was acknowledged: none may be after it was read.
-        let _verdict = self.verdict.lock();
+        let mut noted = self.verdict.lock();
+        let believed = written.max(self.synced());
+        // A sync may fail that was under way when something else was the first cause.
+        if noted.is_none_or(|already| believed < already) {
+            self.segments.leave_distrust(self.generation.load(Ordering::Acquire), believed);
+            *noted = Some(believed);
+        }
         if self.refused.set(cause.to_string()).is_ok() {
-            self.segments.leave_distrust(self.generation.load(Ordering::Acquire), self.synced());
             tracing::error!(%cause, "writes are refused until the store is opened again");
         }
     }
@@ -209,7 +221,7 @@ impl Committer {
         if let Err(source) = result {
             let error = Error::Io { action: "write a commit to", path: tail.segment.path.clone(), source };
             let failed = log.small.take().expect("made above");
-            self.undo(failed);
+            self.undo(failed, log.next);
             return Err(error);
         }
         tail.offset = offset;
@@ -295,7 +307,7 @@ impl Committer {
         let mut slices = [IoSlice::new(&frame)];
         if let Err(source) = write_all_vectored_at(&*tail.file, &mut slices, tail.offset, Caching::Direct) {
             let error = Error::Io { action: "write a frame to", path: tail.segment.path.clone(), source };
-            self.undo(tail);
+            self.undo(tail, log.next);
             return Err(error);
         }
         place(&mut entries, seq, &tail.segment, tail.offset, tail.offset + frame_len);
@@ -409,12 +421,17 @@ impl Committer {
         Ok(Tail { segment, file, offset: FIRST_FRAME, previous_digest: 0, allocated: FIRST_FRAME, single: false })
     }
 
-    /// Takes back frames that may have reached the disk in part: cuts the segment where they began, durably.
-    fn undo(&self, tail: Tail) {
-        let cut = tail.file.truncate(tail.offset).and_then(|()| tail.file.sync());
-        match cut {
-            Ok(()) => tail.segment.seal(tail.offset),
-            Err(source) => self.refuse(&Error::Io { action: "cut", path: tail.segment.path.clone(), source }),
+    /// Takes back frames that may have reached the disk in part, from that of commit `first` on: cuts the segment where
+    /// they began, durably.
+    fn undo(&self, tail: Tail, first: Seq) {
+        let failed = |source| Error::Io { action: "cut", path: tail.segment.path.clone(), source };
+        if let Err(source) = tail.file.truncate(tail.offset) {
+            // No sync failed: what was written before is as good as it was.
+            self.refuse_beyond(&failed(source), Seq(first.get() - 1));
+        } else if let Err(source) = tail.file.sync() {
+            self.refuse(&failed(source));
+        } else {
+            tail.segment.seal(tail.offset);
         }
     }
 }
