@@ -38,8 +38,23 @@ pub(crate) fn leave(storage: &dyn Storage, layout: &Layout, generation: u64, syn
     }
 }
 
-/// Up to which commit the store may be believed, if a note for this generation of the manifest says so.
-pub(crate) fn read(storage: &dyn Storage, layout: &Layout, generation: u64) -> Result<Option<Seq>> {
+/// A note that was found.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Note {
+    generation: u64,
+    synced: Seq,
+}
+
+impl Note {
+    /// Up to which commit the store may be believed, if the note is about this generation of the manifest.
+    pub(crate) fn about(self, generation: u64) -> Option<Seq> {
+        let concerned = self.generation == generation || self.generation.checked_add(1) == Some(generation);
+        concerned.then_some(self.synced)
+    }
+}
+
+/// The note, where there is one that is whole.
+pub(crate) fn read(storage: &dyn Storage, layout: &Layout) -> Result<Option<Note>> {
     let path = layout.distrust();
     let file = match storage.open(&path, OpenMode::Read) {
         Ok(file) => file,
@@ -55,8 +70,7 @@ pub(crate) fn read(storage: &dyn Storage, layout: &Layout, generation: u64) -> R
     }
     let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| note[at + i]));
     let whole = note[..8] == MAGIC && note[24..] == crc32(&note[..24]).to_le_bytes();
-    let concerned = number(8) == generation || number(8).checked_add(1) == Some(generation);
-    Ok((whole && concerned).then(|| Seq(number(16))))
+    Ok(whole.then(|| Note { generation: number(8), synced: Seq(number(16)) }))
 }
 
 /// Takes the note away, once a manifest of a later generation is in place.

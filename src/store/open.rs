@@ -229,7 +229,7 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     }
     let mut loaded = load(storage, &layout, &manifest, &[])?;
     let (recovery, scans) = loaded.recover()?;
-    let Loaded { segments, mut version, leftovers, condemned, next_run, trusted, found, .. } = loaded;
+    let Loaded { segments, mut version, leftovers, condemned, next_run, trusted, found, outlived, .. } = loaded;
     manifest.next_run = next_run;
 
     // From here on the store is known to be sound, and is written to.
@@ -240,10 +240,13 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     }
     // There is no older manifest to fall back on, should the name of the first one be lost.
     let first_manifest = manifest.generation == FIRST_GENERATION;
-    if !leftovers.is_empty() || !condemned.is_empty() || !found.is_empty() || first_manifest {
-        settle_names(&**storage, &layout, &found, &files)?;
+    // With the name of this manifest lost, an older one would be there again, and a note that is about that.
+    let names_count = !leftovers.is_empty() || !condemned.is_empty() || !found.is_empty() || first_manifest || outlived;
+    let names = if names_count { settle_names(&**storage, &layout, &found, &files) } else { Ok(()) };
+    names.and_then(|()| settle(&recovery, &files))?;
+    if outlived {
+        distrust::clear(&**storage, &layout)?;
     }
-    settle(&recovery, &files)?;
     replay(&mut version, &segments, recovery);
 
     let mut tails = Vec::new();
@@ -347,6 +350,8 @@ struct Loaded {
     covered: Seq,
     /// The last commit to believe, where a failed sync left word.
     trusted: Option<Seq>,
+    /// Whether such word was left that is not about this manifest.
+    outlived: bool,
 }
 
 fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest, known: &[Arc<Run>]) -> Result<Loaded> {
@@ -423,8 +428,11 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest, known:
         }
     }
     let version = Version::of_runs(manifest.covered, runs);
-    let trusted = distrust::read(&**storage, layout, manifest.generation)?;
-    Ok(Loaded { segments, version, open, leftovers, condemned, next_run, found, covered: manifest.covered, trusted })
+    let note = distrust::read(&**storage, layout)?;
+    let trusted = note.and_then(|note| note.about(manifest.generation));
+    let outlived = note.is_some() && trusted.is_none();
+    let covered = manifest.covered;
+    Ok(Loaded { segments, version, open, leftovers, condemned, next_run, found, covered, trusted, outlived })
 }
 
 impl Loaded {

@@ -186,7 +186,8 @@ impl Rebuild<'_> {
             settle(&segment, &link, record.sealed);
             self.advance(record.end);
         }
-        if let Some(synced) = distrust::read(&**self.storage, self.layout, old.generation)? {
+        let note = distrust::read(&**self.storage, self.layout)?;
+        if let Some(synced) = note.and_then(|note| note.about(old.generation)) {
             // The note counts for the generation that it names and the next: for the one that comes now, too.
             distrust::leave(&**self.storage, self.layout, old.generation, synced);
         }
