@@ -756,6 +756,34 @@ fn eventual_commits_outlive_a_process_that_could_not_take_a_frame_back() {
     }
 }
 
+/// The story: a process died with eventual commits in the page cache, and the sync of the next one's opening failed. The
+/// opening after that believed a second sync, and acknowledged a commit; a power cut took the eventual ones away, and the
+/// store was refused as damaged.
+#[test]
+fn what_an_opening_could_not_sync_the_next_one_does_not_take_for_synced() {
+    for on_directory in [false, true] {
+        let sim = SimStorage::new();
+        let store = options(&sim).create_new(true).open(PATH).unwrap();
+        eventually(&store, 1).unwrap();
+        store.abandon();
+        let (op, path) = if on_directory { (OpKind::SyncDir, "segments") } else { (OpKind::Sync, ".seg") };
+        sim.inject(Fault::new(FaultKind::FailedSync, 0).on(op).path_ending(path));
+        let refused = options(&sim).open(PATH).unwrap_err();
+        assert!(matches!(refused, Error::Io { action: "sync", .. }), "{refused:?}");
+        let store = options(&sim).open(PATH).unwrap();
+        make(&store, &vec![put(2, 2, 300)], Durability::Immediate).unwrap();
+        store.abandon();
+        let expected = Model::contents([&vec![put(1, 1, 300)], &vec![put(2, 2, 300)]]);
+        for (state, told) in power_cuts(&sim) {
+            let store = options(&state).open(PATH).unwrap_or_else(|error| panic!("{error}\n{told}"));
+            assert_eq!(contents(&store).unwrap(), expected, "{told}");
+            store.abandon();
+        }
+        let left = |name: &str| sim.files().iter().any(|path| path.to_string_lossy().contains(name));
+        assert!(!left("UNSETTLED") && !left(".seg.tmp"), "{:?}", sim.files());
+    }
+}
+
 /// The story: an opening heeded the note of a failed sync, and died when its new manifest had its name and that name was not
 /// durable. The next one took the note for outlived, and acknowledged a commit; a power cut brought the old manifest back,
 /// and the note about it, and the commit was cut.

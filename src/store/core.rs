@@ -26,6 +26,7 @@ use crate::store::publish::{Change, publish};
 use crate::store::reclaim::Reclaim;
 use crate::store::segment::{Accounting, Segment, Segments};
 use crate::store::snapshot::Snapshots;
+use crate::store::unsettled;
 
 /// An open store's parts.
 pub(crate) struct Core {
@@ -346,6 +347,7 @@ impl Core {
     pub(crate) fn forget_cut_tails(&self, cut: &[Arc<Segment>]) -> Result<()> {
         self.flush(Occasion::Recovered)?;
         distrust::clear(&*self.storage, &self.layout)?;
+        unsettled::clear(&*self.storage, &self.layout)?;
         for segment in cut {
             let end = segment.accounting.lock().end;
             let file = self.segments.file_for_append(segment)?;

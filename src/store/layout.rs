@@ -47,12 +47,22 @@ impl Layout {
         self.root.join("DISTRUST")
     }
 
+    /// Where an opening whose own sync failed leaves word for the next.
+    pub(crate) fn unsettled(&self) -> PathBuf {
+        self.root.join("UNSETTLED")
+    }
+
     pub(crate) fn segments(&self) -> PathBuf {
         self.root.join("segments")
     }
 
     pub(crate) fn segment(&self, id: SegmentId) -> PathBuf {
         self.segments().join(id.file_name())
+    }
+
+    /// Where a segment's copy is written before it takes the segment's place.
+    pub(crate) fn segment_new(&self, id: SegmentId) -> PathBuf {
+        self.segments().join(format!("{}.tmp", id.file_name()))
     }
 
     pub(crate) fn index(&self) -> PathBuf {

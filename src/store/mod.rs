@@ -38,6 +38,7 @@ mod segment;
 mod snapshot;
 mod space;
 mod stat;
+mod unsettled;
 mod verify;
 
 pub use backup::{BackupProgress, BackupReport};

@@ -4,8 +4,8 @@
 //! - Nothing is written before everything that could refuse the open has been looked at.
 //! - What recovery cut is out of every later recovery's sight before the first new commit is written: either nothing
 //!   was cut, or a new manifest names where the cut segments end.
-//! - What recovery believed is synced before anything is built on it. Nothing is ever written over: a power cut could
-//!   break what was whole.
+//! - What recovery believed is synced before anything is built on it; where that fails, the next opening is told
+//!   ([`unsettled`]). Nothing is ever written over: a power cut could break what was whole.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -29,6 +29,7 @@ use crate::store::publish::{index_entry, publish};
 use crate::store::readers::ReaderPin;
 use crate::store::recover::{self, Found, Recovery, TailScan};
 use crate::store::segment::{Segment, Segments, read_header};
+use crate::store::unsettled;
 use crate::trace::scope;
 
 /// The generation of the manifest that a store is made with.
@@ -54,7 +55,7 @@ pub(crate) struct Writing {
     pub(crate) leftovers: Vec<std::path::PathBuf>,
     /// Segments that a manifest named once, and that readers may still see; with the lengths of their files.
     pub(crate) condemned: Vec<(std::path::PathBuf, u64)>,
-    /// Whether a failed sync left word: it counts until the next manifest.
+    /// Whether a failed sync left word, of a process or of an opening: it counts until the next manifest.
     pub(crate) distrusted: bool,
 }
 
@@ -123,7 +124,7 @@ pub(crate) fn look(storage: &dyn Storage, layout: &Layout) -> Result<Place> {
     if entries.iter().any(|entry| entry.name == "MANIFEST" && !entry.is_dir) {
         return Ok(Place::Store);
     }
-    let ours = ["LOCK", "READERS", "MANIFEST.tmp", "DISTRUST", "UNFINISHED", "segments", "index"];
+    let ours = ["LOCK", "READERS", "MANIFEST.tmp", "DISTRUST", "UNSETTLED", "UNFINISHED", "segments", "index"];
     if let Some(foreign) = entries.iter().find(|entry| !ours.contains(&entry.name.as_str())) {
         return Ok(Place::Foreign(foreign.name.clone()));
     }
@@ -228,7 +229,15 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
         manifest.segment_bytes = bytes;
     }
     let mut loaded = load(storage, &layout, &manifest, &[])?;
-    let (recovery, scans) = loaded.recover()?;
+    let (mut recovery, mut scans) = loaded.recover()?;
+    let unsettled = unsettled::is_left(&**storage, &layout)?;
+    if unsettled {
+        let ends = scans.iter().map(|scan| (scan.segment.id, scan.end_of_frames));
+        unsettled::renew(&**storage, &layout, ends)?;
+        // The same commits, in other files.
+        loaded = load(storage, &layout, &manifest, &[])?;
+        (recovery, scans) = loaded.recover()?;
+    }
     let Loaded { segments, mut version, leftovers, condemned, next_run, trusted, found, outlived, .. } = loaded;
     manifest.next_run = next_run;
 
@@ -243,7 +252,8 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     // With the name of this manifest lost, an older one would be there again, and a note that is about that.
     let names_count = !leftovers.is_empty() || !condemned.is_empty() || !found.is_empty() || first_manifest || outlived;
     let names = if names_count { settle_names(&**storage, &layout, &found, &files) } else { Ok(()) };
-    names.and_then(|()| settle(&recovery, &files))?;
+    let settled = names.and_then(|()| settle(&recovery, &files));
+    settled.inspect_err(|_| unsettled::leave(&**storage, &layout))?;
     if outlived {
         distrust::clear(&**storage, &layout)?;
     }
@@ -279,7 +289,7 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
         manifest,
         version,
         segments,
-        writing: Some(Writing { lock, tails, cut, leftovers, condemned, distrusted: trusted.is_some() }),
+        writing: Some(Writing { lock, tails, cut, leftovers, condemned, distrusted: trusted.is_some() || unsettled }),
     })
 }
 
@@ -364,6 +374,10 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest, known:
     let listed = storage.list(&layout.segments()).map_err(Error::io("list", &layout.segments()))?;
     let mut present: BTreeMap<SegmentId, DirEntry> = BTreeMap::new();
     for entry in listed {
+        // A copy that was not finished.
+        if entry.name.ends_with(".seg.tmp") {
+            leftovers.push(layout.segments().join(&entry.name));
+        }
         if let Some(id) = SegmentId::from_file_name(&entry.name) {
             present.insert(id, entry);
         }
