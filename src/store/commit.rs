@@ -52,6 +52,8 @@ pub(crate) struct Tail {
     pub(crate) allocated: u64,
     /// Whether the segment holds one commit alone.
     pub(crate) single: bool,
+    /// Whether it was made, or synced, since the store was opened.
+    pub(crate) synced: bool,
 }
 
 /// A commit that is written and not yet visible.
@@ -74,6 +76,9 @@ struct Log {
     spare: Vec<Tail>,
     /// Segments with frames that no sync has covered, each with its file.
     dirty: BTreeMap<SegmentId, Arc<dyn StorageFile>>,
+    /// Segments as the opening found them, of which no sync tells that they are so on the disk: an earlier process may have
+    /// cut off a frame that failed, and have died before that was durable. The frame's number is given anew.
+    found: BTreeMap<SegmentId, Arc<dyn StorageFile>>,
 }
 
 /// The write side of a store.
@@ -102,11 +107,13 @@ impl Committer {
         last: Seq,
         mut tails: Vec<Tail>,
     ) -> Self {
+        let found = tails.iter().filter(|tail| !tail.synced).map(|tail| (tail.segment.id, Arc::clone(&tail.file)));
+        let found = found.collect();
         let small = (!tails.is_empty()).then(|| tails.remove(0));
         Self {
             segments,
             segment_bytes,
-            log: Mutex::new(Log { next: last.next(), small, spare: tails, dirty: BTreeMap::new() }),
+            log: Mutex::new(Log { next: last.next(), small, spare: tails, dirty: BTreeMap::new(), found }),
             written: Mutex::default(),
             sync: Mutex::default(),
             synced: AtomicU64::new(last.get()),
@@ -168,7 +175,27 @@ impl Committer {
         let total = commits.iter().map(|commit| commit.bytes.len() as u64).sum();
         let mut log = self.log.lock();
         self.check()?;
+        self.settle_found(&mut log)?;
         self.append(&mut log, &mut commits, total)
+    }
+
+    /// Before the first frame is written: makes what the opening found durable, so that no number is given twice.
+    fn settle_found(&self, log: &mut Log) -> Result<()> {
+        for (id, file) in std::mem::take(&mut log.found) {
+            self.sync_segment(id, &*file)?;
+        }
+        Ok(())
+    }
+
+    /// Syncs a segment; where that fails, writes are refused from then on.
+    fn sync_segment(&self, id: SegmentId, file: &dyn StorageFile) -> Result<()> {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        file.sync().map_err(|source| {
+            let path = self.segments.get(id).map(|segment| segment.path.clone()).unwrap_or_default();
+            let error = Error::Io { action: "sync", path, source };
+            self.refuse(&error);
+            error
+        })
     }
 
     fn append(&self, log: &mut Log, commits: &mut [SmallCommit], total: u64) -> Result<Seq> {
@@ -238,7 +265,8 @@ impl Committer {
         if !self.shares_a_segment(total) {
             let (segment, file) = self.segments.create(true)?;
             let allocated = FIRST_FRAME;
-            let mut tail = Tail { segment, file, offset: FIRST_FRAME, previous_digest: 0, allocated, single: true };
+            let mut tail =
+                Tail { segment, file, offset: FIRST_FRAME, previous_digest: 0, allocated, single: true, synced: true };
             if let Err(error) = reserve(&mut tail, total, 0) {
                 self.segments.discard(&tail.segment, &*tail.file);
                 return Err(error);
@@ -254,7 +282,15 @@ impl Committer {
                 }
                 drop(log);
                 let (segment, file) = self.segments.create(false)?;
-                Tail { segment, file, offset: FIRST_FRAME, previous_digest: 0, allocated: FIRST_FRAME, single: false }
+                Tail {
+                    segment,
+                    file,
+                    offset: FIRST_FRAME,
+                    previous_digest: 0,
+                    allocated: FIRST_FRAME,
+                    single: false,
+                    synced: true,
+                }
             }
         };
         match reserve(&mut tail, total, self.segment_bytes) {
@@ -289,6 +325,7 @@ impl Committer {
         let mut frame = AlignedBuf::zeroed(frame_len as usize);
         let mut log = self.log.lock();
         self.check()?;
+        self.settle_found(&mut log)?;
         let seq = log.next;
         let fields = PreludeFields {
             salt: tail.segment.salt,
@@ -347,13 +384,7 @@ impl Committer {
             (Seq(log.next.get() - 1), std::mem::take(&mut log.dirty))
         };
         for (id, file) in dirty {
-            self.syncs.fetch_add(1, Ordering::Relaxed);
-            if let Err(source) = file.sync() {
-                let path = self.segments.get(id).map(|segment| segment.path.clone()).unwrap_or_default();
-                let error = Error::Io { action: "sync", path, source };
-                self.refuse(&error);
-                return Err(error);
-            }
+            self.sync_segment(id, &*file)?;
         }
         let _verdict = self.verdict.lock();
         self.check()?;
@@ -418,7 +449,15 @@ impl Committer {
             return Ok(log.spare.swap_remove(index));
         }
         let (segment, file) = self.segments.create(false)?;
-        Ok(Tail { segment, file, offset: FIRST_FRAME, previous_digest: 0, allocated: FIRST_FRAME, single: false })
+        Ok(Tail {
+            segment,
+            file,
+            offset: FIRST_FRAME,
+            previous_digest: 0,
+            allocated: FIRST_FRAME,
+            single: false,
+            synced: true,
+        })
     }
 
     /// Takes back frames that may have reached the disk in part, from that of commit `first` on: cuts the segment where

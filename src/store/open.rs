@@ -7,7 +7,7 @@
 //! - What recovery believed is synced before anything is built on it; where that fails, the next opening is told
 //!   ([`unsettled`]). Nothing is ever written over: a power cut could break what was whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -253,7 +253,7 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     let names_count = !leftovers.is_empty() || !condemned.is_empty() || !found.is_empty() || first_manifest || outlived;
     let names = if names_count { settle_names(&**storage, &layout, &found, &files) } else { Ok(()) };
     let settled = names.and_then(|()| settle(&recovery, &files));
-    settled.inspect_err(|_| unsettled::leave(&**storage, &layout))?;
+    let settled = settled.inspect_err(|_| unsettled::leave(&**storage, &layout))?;
     if outlived {
         distrust::clear(&**storage, &layout)?;
     }
@@ -263,6 +263,8 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     let mut cut = Vec::new();
     for scan in scans {
         let segment = scan.segment;
+        // Where one was found, the names were settled, and it with them.
+        let synced = settled.contains(&segment.id) || found.contains(&segment.id);
         let end = *segment.accounting.lock();
         // A commit that was found but not accepted is litter as well.
         let refused = scan.end_of_frames > end.end;
@@ -281,6 +283,7 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
                 previous_digest: end.previous_digest,
                 allocated: scan.len_bytes.max(end.end),
                 single: false,
+                synced,
             });
         }
     }
@@ -482,18 +485,18 @@ fn settle_names(
     Ok(())
 }
 
-/// Makes durable what recovery accepted, so that a new commit may say so.
-fn settle(recovery: &Recovery, files: &BTreeMap<SegmentId, Arc<dyn StorageFile>>) -> Result<()> {
+/// Makes durable what recovery accepted, so that a new commit may say so; answers which segments it synced.
+fn settle(recovery: &Recovery, files: &BTreeMap<SegmentId, Arc<dyn StorageFile>>) -> Result<BTreeSet<SegmentId>> {
     let mut touched = BTreeMap::new();
     for found in &recovery.commits {
         let segment = &found.segment;
         let Some(file) = files.get(&segment.id) else { continue };
         touched.insert(segment.id, (segment, file));
     }
-    for (segment, file) in touched.into_values() {
+    for (segment, file) in touched.values() {
         file.sync().map_err(Error::io("sync", &segment.path))?;
     }
-    Ok(())
+    Ok(touched.into_keys().collect())
 }
 
 fn replay(version: &mut Version, segments: &Segments, recovery: Recovery) {

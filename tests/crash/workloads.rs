@@ -1,7 +1,7 @@
 //! What a store is put through while the power may fail. Each is small: a cut at every call, times every state of the
 //! disk, makes many out of few.
 
-use alight::storage::sim::{Event, Fault, FaultKind, SimStorage};
+use alight::storage::sim::{Event, Fault, FaultKind, OpKind, SimStorage};
 use alight::{CompactOptions, Durability, Eviction, Store};
 
 use crate::harness::{Look, Run, expect_sound, look, record};
@@ -461,6 +461,34 @@ pub(crate) fn killed_while_it_compacted(kill_at: u64) -> Run {
     })
 }
 
+/// A frame cannot be written, and is taken back; the process dies before that is durable. The next one gives the frame's
+/// number again, in another segment: the first must not come back.
+///
+/// Both make the same commit, so that what is there is the same whichever of the two frames a power cut leaves.
+pub(crate) fn killed_while_it_took_a_frame_back() -> Run {
+    record("killed_while_it_took_a_frame_back", false, |sim, asked| {
+        let store = create(sim);
+        let scribe = scribe(sim, asked);
+        commit_all(&scribe, &store, vec![vec![put("k0", 0, 300)], vec![put("k1", 1, 300)]]);
+        store.close().unwrap();
+        let store = tiny(sim).open(PATH).unwrap();
+        let commit = || vec![put("k2", 2, 300)];
+        // The write fails, though all of it arrives; it is cut off, and then it is over.
+        sim.inject(Fault::new(FaultKind::EioAfter, 0).on(OpKind::Write).path_ending(".seg"));
+        sim.inject(Fault::new(FaultKind::Eio, 1).on(OpKind::Sync).path_ending(".seg").from_then_on());
+        sim.inject(Fault::new(FaultKind::Eio, 0).path_ending("DISTRUST").from_then_on());
+        scribe.commit(&store, commit(), Durability::Immediate).unwrap_err();
+        store.abandon();
+        assert_eq!(sim.faults_struck(), 3, "{}", sim.trace());
+        sim.clear_faults();
+        sim.note("another process");
+        let store = tiny(sim).small_commit_bytes_max(100).open(PATH).unwrap();
+        scribe.forget_what_was_never_written(&store);
+        commit_all(&scribe, &store, vec![commit(), vec![put("k3", 3, 300)]]);
+        store.abandon();
+    })
+}
+
 pub(crate) fn recovered_from_a_torn_tail() -> Run {
     // A disk on which an earlier crash lost the first of three commits, and kept the others. Fewer keys than the overlay
     // holds, or a flush would have synced them.
@@ -547,6 +575,7 @@ sound!(
     close_and_reopen,
     killed_and_reopened,
     killed_with_news_in_several_segments,
+    killed_while_it_took_a_frame_back,
     recovered_from_a_torn_tail,
     group_commit,
     compaction,
