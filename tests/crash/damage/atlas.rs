@@ -58,6 +58,8 @@ pub(crate) struct Span {
     pub region: Region,
     /// The commit that wrote it; zero where none did.
     pub seq: u64,
+    /// The key whose value it is; empty where it is none.
+    pub key: Vec<u8>,
 }
 
 /// A value's bytes.
@@ -76,7 +78,8 @@ pub(crate) fn atlas(sim: &SimStorage) -> Vec<Span> {
     let mut last: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
     for path in sim.files() {
         let bytes = sim.read_file(&path);
-        let whole = |region| Span { path: path.to_path_buf(), range: 0..bytes.len() as u64, region, seq: 0 };
+        let whole =
+            |region| Span { path: path.to_path_buf(), range: 0..bytes.len() as u64, region, seq: 0, key: Vec::new() };
         match path.extension().and_then(|kind| kind.to_str()) {
             Some("seg") => segment(&path, &bytes, &mut spans, &mut extents, &mut last),
             Some("idx") => run(&path, &bytes, &mut spans),
@@ -87,7 +90,7 @@ pub(crate) fn atlas(sim: &SimStorage) -> Vec<Span> {
     }
     for Extent { path, range, key, seq } in extents {
         let region = if last[&key] == seq { Region::Value } else { Region::DeadValue };
-        spans.push(Span { path, range, region, seq });
+        spans.push(Span { path, range, region, seq, key });
     }
     spans.retain(|span| !span.range.is_empty());
     spans.sort_by(|a, b| (&a.path, a.range.start).cmp(&(&b.path, b.range.start)));
@@ -104,7 +107,7 @@ fn segment(
     extents: &mut Vec<Extent>,
     last: &mut BTreeMap<Vec<u8>, u64>,
 ) {
-    let span = |range, region, seq| Span { path: path.to_path_buf(), range, region, seq };
+    let span = |range, region, seq| Span { path: path.to_path_buf(), range, region, seq, key: Vec::new() };
     let header = SegmentHeader::decode(bytes).expect("the segment is whole");
     spans.push(span(0..4096, Region::SegmentHeader, 0));
     let mut at = 4096;
@@ -144,7 +147,7 @@ fn run(path: &Path, bytes: &[u8], spans: &mut Vec<Span>) {
     ];
     let mut start = 0;
     for (end, region) in ends {
-        spans.push(Span { path: path.to_path_buf(), range: start..end, region, seq: 0 });
+        spans.push(Span { path: path.to_path_buf(), range: start..end, region, seq: 0, key: Vec::new() });
         start = end;
     }
     assert_eq!(start, bytes.len() as u64);

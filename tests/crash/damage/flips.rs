@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use super::ask::{Answer, Ask, Resting, Subject};
 use super::atlas::{Region, Span, atlas};
-use super::stores::{Last, closed, killed, options};
+use super::stores::{Last, closed, compacted, killed, options};
 use crate::harness::words_of;
 use crate::oracle::PATH;
 use crate::sabotage::{bless, bless_payloads};
@@ -137,7 +137,7 @@ impl Judge<'_> {
     }
 }
 
-fn told(ask: &Ask, answer: &Answer, expected: &Answer) -> String {
+pub(crate) fn told(ask: &Ask, answer: &Answer, expected: &Answer) -> String {
     match (answer, expected) {
         (Answer::NoSuchKey, _) => format!("{ask:?}: the key is missing, and nobody says why"),
         (Answer::Keys(keys), Answer::Keys(expected)) => {
@@ -249,6 +249,15 @@ fn of_a_closed_store_no_flipped_bit_is_believed() {
     assert!(runs >= 3, "{runs}");
     let counts = flip_everything(&subject, u64::MAX).unwrap_or_else(|wrong| panic!("{wrong}"));
     print(&format!("a closed store of {bytes} bytes, {:.1} s", started.elapsed().as_secs_f64()), &counts);
+}
+
+#[test]
+fn of_a_compacted_store_no_flipped_bit_is_believed() {
+    let started = Instant::now();
+    let (subject, _) = compacted();
+    let bytes: usize = subject.sim.files().iter().map(|path| subject.sim.read_file(path).len()).sum();
+    let counts = flip_everything(&subject, u64::MAX).unwrap_or_else(|wrong| panic!("{wrong}"));
+    print(&format!("a compacted store of {bytes} bytes, {:.1} s", started.elapsed().as_secs_f64()), &counts);
 }
 
 /// The limit of what a flipped bit can hide: a commit for which no later one can testify. That is the last one alone,

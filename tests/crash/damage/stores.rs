@@ -1,7 +1,7 @@
 //! Stores to damage: one that was closed, and some that nobody closed.
 
 use alight::storage::sim::SimStorage;
-use alight::{Maintenance, Store, StoreOptions};
+use alight::{CompactOptions, Maintenance, Store, StoreOptions};
 
 use super::ask::{Ask, Subject};
 use crate::oracle::PATH;
@@ -73,6 +73,53 @@ pub(crate) fn closed() -> Subject {
     }
     options(&sim).open(PATH).unwrap().close().unwrap();
     Subject::new(sim, options, asks(&keys), Vec::new())
+}
+
+/// A store that was compacted, written to again and closed: several segments, some with holes, and many index runs; and the
+/// disk as it was earlier: before it was compacted, and after.
+pub(crate) fn compacted() -> (Subject, [SimStorage; 2]) {
+    let sim = SimStorage::new();
+    sim.stop_recording();
+    let store = options(&sim).create_new(true).open(PATH).unwrap();
+    let mut keys = fill(&store, 30, 8, 1);
+    let large = b"large".to_vec();
+    for n in 0..3 {
+        store.put(&large, &value(90 + n, 30_000)).unwrap();
+        store.put(format!("beside {n}"), &value(95 + n, 3000)).unwrap();
+    }
+    // Most of the first segments dies.
+    let newer = value(99, 500);
+    let mut batch = store.batch();
+    for (n, key) in keys.iter().enumerate().filter(|(n, _)| n % 3 > 0) {
+        if n % 5 == 0 { batch.delete(key).unwrap() } else { batch.put(key, &newer).unwrap() }
+    }
+    batch.commit().unwrap();
+    store.close().unwrap();
+    let before = sim.clone_disk();
+    let store = options(&sim).open(PATH).unwrap();
+    let report = store.compact(&CompactOptions::default(), |_| {}).unwrap();
+    assert!(report.segments_removed > 0 && report.segments_rewritten > 0, "{report:?}");
+    store.close().unwrap();
+    let after = sim.clone_disk();
+    // Each run smaller than the one before: nothing is worth merging.
+    for news in [40, 9, 2] {
+        let store = options(&sim).overlay_entries_max(news).open(PATH).unwrap();
+        let mut batch = store.batch();
+        let newer = value(news as u64, 700);
+        for (n, key) in keys.iter().step_by(5).chain(&keys[3..]).take(news).enumerate() {
+            if n % 4 == 3 { batch.delete(key).unwrap() } else { batch.put(key, &newer).unwrap() }
+        }
+        batch.commit().unwrap();
+        store.abandon();
+    }
+    options(&sim).open(PATH).unwrap().close().unwrap();
+    keys.push(large);
+    keys.extend((0..3).map(|n| format!("beside {n}").into_bytes()));
+    let subject = Subject::new(sim, options, asks(&keys), Vec::new());
+    let of_kind =
+        |kind: &str| subject.sim.files().iter().filter(|path| path.extension().is_some_and(|is| is == kind)).count();
+    assert!(of_kind("idx") >= 4 && of_kind("seg") >= 4, "{:?}", subject.sim.files());
+    (subject, [before, after])
 }
 
 /// Smaller segments: of a store that was not closed, every byte behind its last commit counts for an open too.
