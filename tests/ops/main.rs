@@ -10,7 +10,9 @@ mod ask;
 mod play;
 mod script;
 
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -83,6 +85,20 @@ fn whatever_a_store_is_put_through_it_keeps_its_promises() {
     // What the scripts are there for did happen.
     assert!(sum.acknowledged > scripts && sum.failed > scripts / 20 && sum.power_cuts > scripts / 2, "{sum:?}");
     assert!(sum.faults_struck > scripts / 2 && sum.refused > scripts / 100, "{sum:?}");
+}
+
+/// Scripts that broke a promise once, and some with every step.
+#[test]
+fn the_fuzzers_seeds_keep_the_promises() {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/store_ops");
+    let mut played = 0;
+    for seed in fs::read_dir(seeds).unwrap() {
+        let path = seed.unwrap().path();
+        let script = fs::read(&path).unwrap();
+        judge(&script, &Sabotage::default()).unwrap_or_else(|wrong| panic!("{}: {wrong}", path.display()));
+        played += 1;
+    }
+    assert!(played >= 10, "{played}");
 }
 
 /// The harness can see: with any one kind of sync taken away, a few scripts are enough to find a promise broken.

@@ -1,0 +1,22 @@
+//! Operations of a store with faults and power cuts between them, from any bytes, judged by a model: the same that
+//! `tests/ops` plays with random ones.
+#![no_main]
+
+#[path = "../../tests/ops/ask.rs"]
+mod ask;
+#[path = "../../tests/common/mod.rs"]
+mod common;
+#[path = "../../tests/ops/play.rs"]
+mod play;
+#[path = "../../tests/ops/script.rs"]
+mod script;
+
+use alight::storage::sim::Sabotage;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| {
+    let script = script::Script::decode(input);
+    if let Err(wrong) = play::play(&script, &Sabotage::default()) {
+        panic!("{wrong}\n{script}");
+    }
+});
