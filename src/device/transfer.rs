@@ -67,19 +67,39 @@ impl<'b> Upload<'b> {
     /// # Panics
     /// If a range lies outside the slot, or the slot is of another device's ring: our own mistakes.
     pub(crate) fn copy_all(&self, slot: Slot, copies: &[(Range<usize>, u64)]) -> Result<()> {
-        self.hand_on(slot, copies, |copier, slot| copier.upload_all(slot, copies))
+        self.noted(self.check(&slot, copies).and_then(|()| match &self.target {
+            _ if copies.iter().all(|(range, _)| range.is_empty()) => Ok(()),
+            Target::Host(stripes) => {
+                stripes.write_all(&slot, copies);
+                Ok(())
+            }
+            Target::Cuda(copier, _) => copier.upload_all(slot, copies),
+        }))
     }
 
-    /// Copies several ranges of a slot like [`copy_all`](Self::copy_all), and waits until they are there: the quickest way
-    /// for a few bytes, since the slot needs no event.
+    /// Copies several ranges of a slot like [`copy_all`](Self::copy_all), calls `meanwhile` with the slot, and waits until they
+    /// are there: the quickest way for a few bytes, since the slot needs no event, and the hardware and `meanwhile` are at work at once.
     ///
     /// # Errors
     /// As [`copy_all`](Self::copy_all).
     ///
     /// # Panics
     /// As [`copy_all`](Self::copy_all).
-    pub(crate) fn copy_now(&self, slot: Slot, copies: &[(Range<usize>, u64)]) -> Result<()> {
-        self.hand_on(slot, copies, |copier, slot| copier.upload_now(slot, copies))
+    pub(crate) fn copy_and_finish(
+        self,
+        slot: Slot,
+        copies: &[(Range<usize>, u64)],
+        meanwhile: impl FnOnce(&[u8]),
+    ) -> Result<()> {
+        self.check(&slot, copies)?;
+        match self.target {
+            Target::Host(stripes) => {
+                stripes.write_all(&slot, copies);
+                meanwhile(&slot);
+                Ok(())
+            }
+            Target::Cuda(copier, _) => copier.upload_and_finish(slot, copies, meanwhile),
+        }
     }
 
     /// [`copy_all`](Self::copy_all) of one range.
@@ -88,27 +108,13 @@ impl<'b> Upload<'b> {
         self.copy_all(slot, &[(range, offset)])
     }
 
-    /// Checks copies out of a slot, and makes them on the host, or has them made on a GPU.
-    fn hand_on(
-        &self,
-        slot: Slot,
-        copies: &[(Range<usize>, u64)],
-        to_device: impl FnOnce(&Copies, Slot) -> Result<()>,
-    ) -> Result<()> {
+    /// Refuses copies that reach past the buffer's end.
+    fn check(&self, slot: &Slot, copies: &[(Range<usize>, u64)]) -> Result<()> {
         assert!(slot.device() == &self.device, "a slot of {} for a buffer on {}", slot.device(), self.device);
-        let checked = copies.iter().try_for_each(|(range, offset)| {
+        copies.iter().try_for_each(|(range, offset)| {
             let len = slot[range.clone()].len() as u64;
             super::check_range(&self.device, "upload", *offset, len, self.len_bytes).map(drop)
-        });
-        self.noted(checked.and_then(|()| match &self.target {
-            _ if copies.iter().all(|(range, _)| range.is_empty()) => Ok(()),
-            Target::Host(stripes) => {
-                // The offsets were just checked against the length of host memory: they fit.
-                copies.iter().for_each(|(range, offset)| stripes.write(*offset as usize, &slot[range.clone()]));
-                Ok(())
-            }
-            Target::Cuda(copier, _) => to_device(copier, slot),
-        }))
+        })
     }
 
     /// Remembers a failure, for [`finish`](Self::finish) to tell.
@@ -158,6 +164,12 @@ struct Stripes<'b>(Vec<Mutex<&'b mut [u8]>>);
 impl<'b> Stripes<'b> {
     fn new(bytes: &'b mut [u8]) -> Self {
         Self(bytes.chunks_mut(STRIPE_BYTES).map(Mutex::new).collect())
+    }
+
+    /// Copies ranges of a slot, each to an offset; all of them lie inside the buffer.
+    fn write_all(&self, slot: &Slot, copies: &[(Range<usize>, u64)]) {
+        // The offsets were checked against the length of host memory: they fit.
+        copies.iter().for_each(|(range, offset)| self.write(*offset as usize, &slot[range.clone()]));
     }
 
     /// Copies bytes to `offset`; all of them lie inside the buffer.

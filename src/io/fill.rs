@@ -2,10 +2,12 @@
 //! and whoever completes a slot hands it to the hardware in as few copies as there are runs of bytes. It knows no files:
 //! who calls it reads.
 //!
+//! What a thread takes at once is a unit: one long read, or several short ones that lie side by side in their slot.
+//!
 //! # Invariants
 //! - A thread that holds part of a slot waits for no slot, so threads never wait for each other's.
-//! - A slot is handed on only when each of its reads has returned.
-//! - Memory: the slots of the ring, and some 50 bytes for each read.
+//! - A slot is handed on only when each of its units has returned.
+//! - Memory: the slots of the ring, and some 100 bytes for each read.
 
 use std::ops::Range;
 
@@ -17,6 +19,13 @@ use crate::device::slab::{self, SlotPart};
 use crate::device::staging::{SLOT_BYTES, Slot, Staging};
 use crate::device::transfer::{Upload, table_bytes};
 use crate::error::Result;
+
+/// Short reads are taken by threads in units of about this length: taking each by itself cost five times what reading it
+/// from the page cache did.
+const UNIT_BYTES: usize = 128 << 10;
+
+/// Units are made short enough that each thread gets as many as this.
+const UNITS_A_LANE: usize = 4;
 
 /// One read into a slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,65 +45,111 @@ struct Load {
     copies: Vec<(Range<usize>, u64)>,
 }
 
-/// As [`fill_through`], into a whole buffer. Blocks until every byte is there; a later read on any stream sees it.
+/// Reads of one load that one thread carries out, one after another.
+struct Unit {
+    load: usize,
+    /// Its number among those of its load.
+    part: usize,
+    reads: Range<usize>,
+}
+
+/// Each of the reads `range`, and where its bytes are among those of all of them.
+pub(crate) fn places(reads: &[SlotRead], range: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let mut end = 0;
+    range.map(move |index| {
+        let start = end;
+        end += reads[index].len;
+        (index, start..end)
+    })
+}
+
+/// Fills a buffer: calls `read` with the numbers of some reads and the bytes to fill, back to back (see [`places`]), and `check` with the
+/// same once they are filled; each read once, from up to `lanes` threads. Blocks until every byte is there; a later read on any
+/// stream sees it. After a failure the targets are unspecified.
 ///
 /// # Errors
-/// As [`fill_through`].
+/// The first of `read`; [`Error::Device`](crate::Error::Device).
 pub(crate) fn fill(
     buffer: &mut DeviceBuffer,
     reads: &[SlotRead],
     lanes: usize,
-    read: impl Fn(usize, &mut [u8]) -> Result<()> + Sync,
+    read: impl Fn(Range<usize>, &mut [u8]) -> Result<()> + Sync,
+    check: impl Fn(Range<usize>, &[u8]) + Sync,
 ) -> Result<()> {
     let staging = buffer.device().staging()?;
     let upload = Upload::new(buffer)?;
-    fill_through(&upload, &staging, reads, lanes, read)?;
+    if let [only] = reads {
+        // No thread, no table, nothing to share; and the check takes no time, since the hardware copies meanwhile.
+        let mut slot = staging.acquire()?;
+        read(0..1, &mut slot[..only.len])?;
+        return upload
+            .copy_and_finish(slot, &[(only.wanted.clone(), only.target)], |slot| check(0..1, &slot[..only.len]));
+    }
+    fill_through(&upload, &staging, reads, lanes, |range, bytes| {
+        read(range.clone(), bytes)?;
+        check(range, bytes);
+        Ok(())
+    })?;
     upload.finish()
 }
 
-/// Fills an upload's buffer: calls `read` with the number of every read and the bytes to fill, each once, from up to `lanes` threads.
-/// Blocks until every byte is on its way. After a failure the targets are unspecified.
+/// Fills an upload's buffer as [`fill`] does, but for the check, and blocks only until every byte is on its way.
 ///
 /// # Errors
-/// The first of `read`; [`Error::Device`](crate::Error::Device).
+/// As [`fill`].
 pub(crate) fn fill_through(
     upload: &Upload<'_>,
     staging: &Staging,
     reads: &[SlotRead],
     lanes: usize,
-    read: impl Fn(usize, &mut [u8]) -> Result<()> + Sync,
+    read: impl Fn(Range<usize>, &mut [u8]) -> Result<()> + Sync,
 ) -> Result<()> {
     let loads = pack(reads);
-    if let [Load { reads: all, copies }] = &loads[..]
-        && all.len() == 1
-    {
-        // One read: no thread, no table, nothing to share.
-        let mut slot = staging.acquire()?;
-        read(0, &mut slot[..reads[0].len])?;
-        return upload.copy_now(slot, copies);
-    }
-    let load_of: Vec<usize> =
-        loads.iter().enumerate().flat_map(|(index, load)| load.reads.clone().map(move |_| index)).collect();
+    let units = units(&loads, reads, lanes);
     // The parts of a load that nobody has taken yet; nothing before its slot was acquired.
     let parts: Vec<Mutex<Vec<Option<SlotPart>>>> = loads.iter().map(|_| Mutex::default()).collect();
-    in_lanes(reads.len(), lanes, |index| {
-        let load = &loads[load_of[index]];
+    let len_of = |unit: &Unit| reads[unit.reads.clone()].iter().map(|read| read.len).sum::<usize>();
+    in_lanes(units.len(), lanes, |index| {
+        let unit = &units[index];
         let mut part = {
-            let mut parts = parts[load_of[index]].lock();
+            let mut parts = parts[unit.load].lock();
             if parts.is_empty() {
-                // Reads begin in order: whoever comes first waits here for the slot, and the others of this load for it.
+                // Units begin in order: whoever comes first waits here for the slot, and the others of this load for it.
                 let slot: Slot = staging.acquire()?;
-                let lens = reads[load.reads.clone()].iter().map(|read| read.len);
+                let lens = units[index - unit.part..].iter().take_while(|other| other.load == unit.load).map(len_of);
                 parts.extend(slab::cut(slot, lens).into_iter().map(Some));
             }
-            parts[index - load.reads.start].take().expect("every read is taken once")
+            parts[unit.part].take().expect("every unit is taken once")
         };
-        read(index, &mut part)?;
+        read(unit.reads.clone(), &mut part)?;
         match part.finish() {
-            Some(slot) => upload.copy_all(slot, &load.copies),
+            Some(slot) => upload.copy_all(slot, &loads[unit.load].copies),
             None => Ok(()),
         }
     })
+}
+
+/// Cuts loads into units for so many lanes.
+fn units(loads: &[Load], reads: &[SlotRead], lanes: usize) -> Vec<Unit> {
+    let total: usize = reads.iter().map(|read| read.len).sum();
+    let enough = (total / (lanes.max(1) * UNITS_A_LANE)).min(UNIT_BYTES);
+    let mut units: Vec<Unit> = Vec::new();
+    for (load, of) in loads.iter().enumerate() {
+        let mut part = 0;
+        let mut len = 0;
+        for index in of.reads.clone() {
+            match units.last_mut() {
+                Some(unit) if unit.load == load && len + reads[index].len <= enough => unit.reads.end = index + 1,
+                _ => {
+                    units.push(Unit { load, part, reads: index..index + 1 });
+                    part += 1;
+                    len = 0;
+                }
+            }
+            len += reads[index].len;
+        }
+    }
+    units
 }
 
 /// Puts reads into slots, in their order.
@@ -129,6 +184,31 @@ mod tests {
     use crate::error::Error;
     use proptest::prelude::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    proptest! {
+        #[test]
+        fn units_are_the_reads_in_order_and_enough_for_the_threads(
+            reads in prop::collection::vec(reads(), 1..4).prop_map(|parts| parts.concat()),
+            lanes in 1usize..20,
+        ) {
+            let loads = pack(&reads);
+            let units = units(&loads, &reads, lanes);
+            let total: usize = reads.iter().map(|read| read.len).sum();
+            let (mut next, mut before): (usize, Option<&Unit>) = (0, None);
+            for unit in &units {
+                prop_assert_eq!(unit.reads.start, next);
+                next = unit.reads.end;
+                let within = &loads[unit.load].reads;
+                prop_assert!(unit.reads.start >= within.start && unit.reads.end <= within.end);
+                let part = before.filter(|before| before.load == unit.load).map_or(0, |before| before.part + 1);
+                prop_assert_eq!(unit.part, part);
+                let len: usize = reads[unit.reads.clone()].iter().map(|read| read.len).sum();
+                prop_assert!(unit.reads.len() == 1 || len <= UNIT_BYTES.min(total / lanes / UNITS_A_LANE));
+                before = Some(unit);
+            }
+            prop_assert_eq!(next, reads.len());
+        }
+    }
 
     /// Reads whose targets follow one another, some with a gap.
     fn reads() -> impl Strategy<Value = Vec<SlotRead>> {
@@ -184,13 +264,24 @@ mod tests {
             let mut buffer = device.allocate(expected.len() as u64).unwrap();
             buffer.copy_from_host(0, &expected).unwrap();
             let calls = AtomicUsize::new(0);
-            fill(&mut buffer, &reads, lanes, |index, bytes| {
-                calls.fetch_add(1, Ordering::Relaxed);
-                assert_eq!(bytes.len(), reads[index].len);
-                bytes.iter_mut().enumerate().for_each(|(at, place)| *place = byte(index, at));
+            let checked = AtomicUsize::new(0);
+            fill(&mut buffer, &reads, lanes, |range, bytes| {
+                for (index, at) in places(&reads, range) {
+                    let bytes = &mut bytes[at];
+                    calls.fetch_add(1, Ordering::Relaxed);
+                    assert_eq!(bytes.len(), reads[index].len);
+                    bytes.iter_mut().enumerate().for_each(|(at, place)| *place = byte(index, at));
+                }
                 Ok(())
+            }, |range, bytes| {
+                for (index, at) in places(&reads, range) {
+                    let bytes = &bytes[at];
+                    checked.fetch_add(1, Ordering::Relaxed);
+                    assert!(bytes.iter().enumerate().all(|(at, &found)| found == byte(index, at)));
+                }
             }).unwrap();
             prop_assert_eq!(calls.into_inner(), reads.len());
+            prop_assert_eq!(checked.into_inner(), reads.len());
             for (index, read) in reads.iter().enumerate() {
                 for (at, place) in read.wanted.clone().zip(&mut expected[read.target as usize..]) {
                     *place = byte(index, at);
@@ -209,10 +300,11 @@ mod tests {
                 (0..40).map(|n| SlotRead { len: 1 << 20, wanted: 0..1 << 20, target: n << 20 }).collect();
             let mut buffer = device.allocate(40 << 20).unwrap();
             for failing in [0, 1, 17, 39] {
-                let outcome = fill(&mut buffer, &reads, 4, |index, bytes| {
+                let read = |range: Range<usize>, bytes: &mut [u8]| {
                     bytes[0] = 1;
-                    if index == failing { Err(Error::Closed) } else { Ok(()) }
-                });
+                    if range.contains(&failing) { Err(Error::Closed) } else { Ok(()) }
+                };
+                let outcome = fill(&mut buffer, &reads, 4, read, |_, _| {});
                 assert!(matches!(outcome, Err(Error::Closed)));
             }
             let staging = device.staging().unwrap();

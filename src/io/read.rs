@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use alight_format::{SegmentId, combine, crc32};
 use parking_lot::Mutex;
@@ -12,7 +13,7 @@ use crate::config::{READ_BYTES, READ_THREADS_MAX};
 use crate::device::transfer::Upload;
 use crate::device::{DeviceBuffer, PinnedMap};
 use crate::error::{Error, Result};
-use crate::io::fill::{SlotRead, fill, fill_through};
+use crate::io::fill::{SlotRead, fill, fill_through, places};
 use crate::io::lanes::{in_lanes, lanes_for};
 use crate::io::plan::{Extent, Read, ReadPlan};
 use crate::io::routes::{Left, Routes};
@@ -61,6 +62,25 @@ impl SegmentFile {
         })?;
         Counters::add(counter, buf.len() as u64);
         Ok(())
+    }
+}
+
+/// Finds the files of reads that follow one another: a neighbour's is asked for once.
+struct Finder<'a> {
+    find: &'a FindFile<'a>,
+    last: Option<(SegmentId, SegmentFile)>,
+}
+
+impl<'a> Finder<'a> {
+    fn new(find: &'a FindFile<'a>) -> Self {
+        Self { find, last: None }
+    }
+
+    fn of(&mut self, segment: SegmentId) -> Result<&SegmentFile> {
+        if self.last.as_ref().is_none_or(|(last, _)| *last != segment) {
+            self.last = Some((segment, (self.find)(segment)?));
+        }
+        Ok(&self.last.as_ref().expect("found just now").1)
     }
 }
 
@@ -127,14 +147,18 @@ pub(crate) fn execute(
             }
         } else if !left.is_empty() {
             let reads: Vec<SlotRead> = left.iter().map(|read| slot_read(read)).collect();
-            fill(arena, &reads, lanes, |index, bytes| {
-                let read = left[index];
-                find(read.segment)?.read(bytes, read.offset, counters)?;
+            let read = |range: Range<usize>, bytes: &mut [u8]| {
+                let mut files = Finder::new(find);
+                places(&reads, range).try_for_each(|(index, at)| {
+                    files.of(left[index].segment)?.read(&mut bytes[at], left[index].offset, counters)
+                })
+            };
+            let check = |range: Range<usize>, bytes: &[u8]| {
                 if !on_device {
-                    checks.take(plan, read, bytes);
+                    places(&reads, range).for_each(|(index, at)| checks.take(plan, left[index], &bytes[at]));
                 }
-                Ok(())
-            })?;
+            };
+            fill(arena, &reads, lanes, read, check)?;
         }
     }
     let damaged = if on_device { damaged_on_device(plan, extents, arena)? } else { checks.damaged(plan, extents) };
@@ -195,9 +219,11 @@ fn bring(
     }
     flush(&mut copy)?;
     let slots: Vec<SlotRead> = rest.iter().map(|read| slot_read(read)).collect();
-    fill_through(&upload, &staging, &slots, lanes, |index, bytes| {
-        let read = rest[index];
-        find(read.segment)?.read_by(bytes, read.offset, true, counters)
+    fill_through(&upload, &staging, &slots, lanes, |range, bytes| {
+        let mut files = Finder::new(find);
+        places(&slots, range).try_for_each(|(index, at)| {
+            files.of(rest[index].segment)?.read_by(&mut bytes[at], rest[index].offset, true, counters)
+        })
     })?;
     upload.finish()?;
     Ok(rest.len() < reads.len())
@@ -217,25 +243,27 @@ fn damaged_on_device(plan: &ReadPlan, extents: &[Extent], arena: &DeviceBuffer) 
 
 /// The checksum of every piece of a plan, put together to those of the extents at the end.
 struct Checks {
-    pieces: Mutex<Vec<u32>>,
+    pieces: Vec<AtomicU32>,
 }
 
 impl Checks {
     fn new(pieces: usize) -> Self {
-        Self { pieces: Mutex::new(vec![0; pieces]) }
+        Self { pieces: (0..pieces).map(|_| AtomicU32::new(0)).collect() }
     }
 
     fn take(&self, plan: &ReadPlan, read: &Read, bytes: &[u8]) {
-        let crcs: Vec<u32> =
-            plan.pieces[read.pieces.clone()].iter().map(|piece| crc32(&bytes[piece.range.clone()])).collect();
-        self.pieces.lock()[read.pieces.clone()].copy_from_slice(&crcs);
+        for (piece, crc) in plan.pieces[read.pieces.clone()].iter().zip(&self.pieces[read.pieces.clone()]) {
+            // Relaxed: the threads are joined before anybody looks.
+            crc.store(crc32(&bytes[piece.range.clone()]), Ordering::Relaxed);
+        }
     }
 
     /// The extents whose pieces do not make the checksum that was written.
     fn damaged(self, plan: &ReadPlan, extents: &[Extent]) -> Vec<usize> {
         let mut whole = vec![0u32; extents.len()];
         // The pieces of one extent come in the order of its bytes.
-        for (piece, crc) in plan.pieces.iter().zip(self.pieces.into_inner()) {
+        for (piece, crc) in plan.pieces.iter().zip(self.pieces) {
+            let crc = crc.into_inner();
             let so_far = &mut whole[piece.extent];
             let extent = &extents[piece.extent];
             *so_far = if piece.range.len() as u64 == extent.length {

@@ -7,8 +7,9 @@
 //! - Host memory: the slots of the ring, whatever is moved.
 
 use std::io::{self, IoSlice};
+use std::ops::Range;
 
-use super::fill::{SlotRead, fill};
+use super::fill::{SlotRead, fill, places};
 use super::lanes::in_lanes;
 use super::transport::{IoOperation, OpenFile, Piece, Route, Transfer, Transport};
 use crate::config::READ_BYTES;
@@ -43,10 +44,13 @@ impl Transport for StagedTransport {
     fn read(&self, transfer: &Transfer, target: &mut DeviceBuffer) -> Result<()> {
         transfer.check(target)?;
         let (offsets, reads): (Vec<u64>, Vec<SlotRead>) = reads(&transfer.pieces).unzip();
-        fill(target, &reads, transfer.lanes, |index, window| {
-            transfer.check_wanted(IoOperation::Read)?;
-            read_window(&transfer.file, window, offsets[index], reads[index].wanted.end)
-        })
+        let read = |range: Range<usize>, bytes: &mut [u8]| {
+            places(&reads, range).try_for_each(|(index, at)| {
+                transfer.check_wanted(IoOperation::Read)?;
+                read_window(&transfer.file, &mut bytes[at], offsets[index], reads[index].wanted.end)
+            })
+        };
+        fill(target, &reads, transfer.lanes, read, |_, _| {})
     }
 
     fn write(&self, transfer: &Transfer, source: &DeviceBuffer) -> Result<()> {

@@ -276,7 +276,7 @@ impl Planned {
         Arc::new(Planned { extents, plan })
     }
 
-    /// Carries it out; `begin` is called with the segment before each read, and ends it where it fails.
+    /// Carries it out; `begin` is called with the segment before each read, or some short ones, and ends it where it fails.
     fn read(
         &self,
         segments: &Segments,

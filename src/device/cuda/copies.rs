@@ -60,16 +60,25 @@ impl Copies {
         self.handed_over("copy to the device", slot, enqueued).map(drop)
     }
 
-    /// Copies several ranges of a slot, each to an offset of the memory, and waits until they are there.
+    /// Copies several ranges of a slot, each to an offset of the memory, calls `meanwhile` with the slot, and waits until they
+    /// are there.
     ///
     /// # Panics
     /// As [`upload_all`](Self::upload_all).
-    pub(in crate::device) fn upload_now(&self, slot: Slot, copies: &[(Range<usize>, u64)]) -> Result<()> {
+    pub(in crate::device) fn upload_and_finish(
+        self,
+        slot: Slot,
+        copies: &[(Range<usize>, u64)],
+        meanwhile: impl FnOnce(&[u8]),
+    ) -> Result<()> {
+        // A local: should `meanwhile` panic, it goes before the slot, and waits for the stream.
+        let mut copier = self;
         // SAFETY: the slot is held until the stream was waited for, or lost.
-        let enqueued = unsafe { self.enqueue(&slot, copies) };
-        let settled = self.stream().synchronize();
+        let enqueued = unsafe { copier.enqueue(&slot, copies) };
+        meanwhile(&slot);
+        let settled = copier.settle();
         let outcome =
-            enqueued.and(settled).map_err(|error| self.memory.device().context().error("copy to the device", error));
+            enqueued.and(settled).map_err(|error| copier.memory.device().context().error("copy to the device", error));
         if let (Err(error), Err(_)) = (&outcome, settled) {
             slot.abandon(error);
         }
