@@ -23,6 +23,14 @@ pub(crate) const GROUP_BYTES_MAX: u64 = 8 << 20;
 /// Space is taken ahead in steps of this size, so that appends change no file length.
 pub(crate) const ALLOCATE_STEP_BYTES: u64 = 64 << 20;
 
+/// Zeros are written behind small durable commits in steps of this size. A sync after a write to space that was only taken
+/// makes the file system record it as written, with a commit of its journal; after an overwrite it has nothing to record: 0.15
+/// instead of 0.30 ms for a 4 KiB put on a virtual disk with ext4. A step costs less than two such commits save.
+pub(crate) const PREWRITE_BYTES: u64 = 1 << 20;
+
+/// For groups of commits longer than this, writing their bytes twice would cost what it saves.
+pub(crate) const PREWRITTEN_COMMITS_BYTES_MAX: u64 = 128 << 10;
+
 /// The index overlay is written out as a run when it holds this many keys: replaying as many after a crash takes tens
 /// of milliseconds, and they take about 5 MiB of memory.
 pub(crate) const OVERLAY_ENTRIES_MAX: usize = 16 * 1024;

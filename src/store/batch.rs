@@ -9,7 +9,7 @@ use crate::io::{Blob, PayloadStream, lay_out, pump};
 use crate::metrics::Counters;
 use crate::storage::{Caching, write_all_at};
 use crate::store::Store;
-use crate::store::commit::{SmallCommit, Tail, duplicate};
+use crate::store::commit::{SmallCommit, Tail};
 use crate::store::core::Core;
 use crate::store::options::Durability;
 use crate::store::publish::index_entry;
@@ -173,7 +173,10 @@ fn commit(core: &Core, mut changes: Vec<Change<'_>>, durability: Durability) -> 
         let body = encode(core, &entries)?;
         let size_bytes = bytes.len() as u64;
         let commit = SmallCommit { body, bytes, entries: index_entries(entries), durable };
-        writer.group.commit(commit, size_bytes, writer.committer.group_bytes(), |group| carry_out(core, group))?;
+        let write = |group| write_group(core, group);
+        writer
+            .group
+            .commit(commit, size_bytes, writer.committer.group_bytes(), write, |groups| finish_groups(core, &groups))?;
     } else {
         let tail = writer.committer.lease(total)?;
         if let Err(error) = stream_payload(core, &tail, frame_len, payload_len, &mut blobs) {
@@ -197,21 +200,22 @@ fn commit(core: &Core, mut changes: Vec<Change<'_>>, durability: Durability) -> 
     core.maintain_when_due()
 }
 
-/// Writes, syncs and publishes a group of small commits. They share their fate: what fails one fails all.
-fn carry_out(core: &Core, group: Vec<SmallCommit>) -> Vec<Result<()>> {
-    let count = group.len();
+/// A group of small commits that is written.
+pub(crate) struct WrittenGroup {
+    last: Seq,
+    durable: bool,
+}
+
+/// Writes a group of small commits. They share their fate: what fails one fails all.
+fn write_group(core: &Core, group: Vec<SmallCommit>) -> Result<WrittenGroup> {
     let durable = group.iter().any(|commit| commit.durable);
-    let outcome = core
-        .writer()
-        .and_then(|writer| writer.committer.write_group(group))
-        .and_then(|last| finish(core, last, durable));
-    match outcome {
-        Ok(()) => (0..count).map(|_| Ok(())).collect(),
-        Err(error) => {
-            let copies = (1..count).map(|_| Err(duplicate(&error))).collect::<Vec<_>>();
-            std::iter::once(Err(error)).chain(copies).collect()
-        }
-    }
+    Ok(WrittenGroup { last: core.writer()?.committer.write_group(group)?, durable })
+}
+
+/// Syncs and publishes groups that were written one after another.
+fn finish_groups(core: &Core, groups: &[WrittenGroup]) -> Result<()> {
+    let Some(last) = groups.last() else { return Ok(()) };
+    finish(core, last.last, groups.iter().any(|group| group.durable))
 }
 
 /// Syncs and publishes a commit that is written.

@@ -3,7 +3,7 @@
 //! Three stages, each under its own lock, so that one commit is written while another is synced:
 //!
 //! 1. **Write.** Small commits gather in a [`group`](super::group); its leader writes everybody's frames and payloads
-//!    with one call. A large commit streams its payload into a segment of which it has sole use, syncs it, and only then takes its
+//!    with one call, and zeros behind them now and then (see [`PREWRITE_BYTES`]). A large commit streams its payload into a segment of which it has sole use, syncs it, and only then takes its
 //!    sequence number and writes its frame.
 //! 2. **Sync.** One sync of every segment that holds unsynced frames serves all commits written before it began.
 //! 3. **Publish.** Commits become visible in the order of their sequence numbers.
@@ -15,7 +15,7 @@
 //! - A failed write of a frame is undone by cutting the segment there, durably, before any other commit takes its
 //!   number. If that fails too, or any sync does, the store refuses writes until it is opened again.
 //! - Once writes are refused no commit is acknowledged as durable: the note for the next open says which was the last.
-//! - Locks are taken in the order sync, publish, log, verdict; none is taken while a later one is held.
+//! - Locks are taken in the order sync, publish, log, unsynced, verdict; none is taken while a later one is held.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use alight_format::{EncodedBody, IndexEntry, IndexKind, PAYLOAD_SYNCED, PreludeFields, SegmentId, Seq};
 use parking_lot::Mutex;
 
-use crate::config::{ALLOCATE_STEP_BYTES, GROUP_BYTES_MAX};
+use crate::config::{ALLOCATE_STEP_BYTES, GROUP_BYTES_MAX, PREWRITE_BYTES, PREWRITTEN_COMMITS_BYTES_MAX};
 use crate::error::{Error, Result};
 use crate::storage::{AlignedBuf, Caching, PooledBuf, StorageFile, write_all_vectored_at};
 use crate::store::segment::{FIRST_FRAME, Segment, Segments};
@@ -50,10 +50,28 @@ pub(crate) struct Tail {
     pub(crate) previous_digest: u32,
     /// Space is taken up to here.
     pub(crate) allocated: u64,
+    /// Bytes are written up to here: the file system has their blocks, and an overwrite changes none of its records.
+    pub(crate) prewritten: u64,
     /// Whether the segment holds one commit alone.
     pub(crate) single: bool,
     /// Whether it was made, or synced, since the store was opened.
     pub(crate) synced: bool,
+}
+
+impl Tail {
+    fn fresh(segment: Arc<Segment>, file: Arc<dyn StorageFile>, single: bool) -> Self {
+        let (offset, allocated, prewritten) = (FIRST_FRAME, FIRST_FRAME, FIRST_FRAME);
+        Self { segment, file, offset, previous_digest: 0, allocated, prewritten, single, synced: true }
+    }
+
+    /// How many zeros to write behind commits that end at `end`, so that the ones after them cost the file system no
+    /// journal commit with their sync.
+    fn zeros_behind(&self, end: u64, total: u64) -> u64 {
+        if total > PREWRITTEN_COMMITS_BYTES_MAX || end <= self.prewritten {
+            return 0;
+        }
+        self.allocated.saturating_sub(end).min(PREWRITE_BYTES)
+    }
 }
 
 /// A commit that is written and not yet visible.
@@ -68,17 +86,29 @@ pub(crate) struct Written {
     pub(crate) repeats: bool,
 }
 
+/// Zeros to write from, where direct writes may begin.
+#[repr(align(4096))]
+struct Zeros([u8; 64 << 10]);
+static ZEROS: Zeros = Zeros([0; 64 << 10]);
+
 struct Log {
     next: Seq,
     /// Where small commits go.
     small: Option<Tail>,
     /// Segments with room that no large commit is using now.
     spare: Vec<Tail>,
-    /// Segments with frames that no sync has covered, each with its file.
-    dirty: BTreeMap<SegmentId, Arc<dyn StorageFile>>,
     /// Segments as the opening found them, of which no sync tells that they are so on the disk: an earlier process may have
     /// cut off a frame that failed, and have died before that was durable. The frame's number is given anew.
     found: BTreeMap<SegmentId, Arc<dyn StorageFile>>,
+}
+
+/// What is written, and not all of it synced. Apart from the log, whose lock is held while a group is written: a sync need
+/// not wait for that.
+struct Unsynced {
+    /// Every commit up to this one is written.
+    through: Seq,
+    /// Segments with frames that no sync has covered, each with its file.
+    dirty: BTreeMap<SegmentId, Arc<dyn StorageFile>>,
 }
 
 /// The write side of a store.
@@ -86,6 +116,7 @@ pub(crate) struct Committer {
     segments: Arc<Segments>,
     segment_bytes: u64,
     log: Mutex<Log>,
+    unsynced: Mutex<Unsynced>,
     written: Mutex<VecDeque<Written>>,
     sync: Mutex<()>,
     synced: AtomicU64,
@@ -113,7 +144,8 @@ impl Committer {
         Self {
             segments,
             segment_bytes,
-            log: Mutex::new(Log { next: last.next(), small, spare: tails, dirty: BTreeMap::new(), found }),
+            log: Mutex::new(Log { next: last.next(), small, spare: tails, found }),
+            unsynced: Mutex::new(Unsynced { through: last, dirty: BTreeMap::new() }),
             written: Mutex::default(),
             sync: Mutex::default(),
             synced: AtomicU64::new(last.get()),
@@ -244,6 +276,14 @@ impl Committer {
         }
 
         let mut slices: Vec<IoSlice<'_>> = commits.iter().map(|commit| IoSlice::new(&commit.bytes)).collect();
+        let durable = commits.iter().any(|commit| commit.durable);
+        let zeros = if durable { tail.zeros_behind(offset, total) } else { 0 };
+        let mut left = zeros as usize;
+        while left > 0 {
+            let piece = left.min(ZEROS.0.len());
+            slices.push(IoSlice::new(&ZEROS.0[..piece]));
+            left -= piece;
+        }
         let result = write_all_vectored_at(&*tail.file, &mut slices, tail.offset, Caching::Direct);
         if let Err(source) = result {
             let error = Error::Io { action: "write a commit to", path: tail.segment.path.clone(), source };
@@ -252,11 +292,13 @@ impl Committer {
             return Err(error);
         }
         tail.offset = offset;
+        tail.prewritten = tail.prewritten.max(offset + zeros);
         tail.previous_digest = previous_digest;
-        log.dirty.insert(tail.segment.id, Arc::clone(&tail.file));
         log.next = seq;
         self.written.lock().extend(written);
-        Ok(Seq(seq.get() - 1))
+        let last = Seq(seq.get() - 1);
+        self.note_written(last, tail);
+        Ok(last)
     }
 
     /// A segment to stream a large commit of `total` bytes into, of which the caller has sole use.
@@ -264,9 +306,7 @@ impl Committer {
         self.check()?;
         if !self.shares_a_segment(total) {
             let (segment, file) = self.segments.create(true)?;
-            let allocated = FIRST_FRAME;
-            let mut tail =
-                Tail { segment, file, offset: FIRST_FRAME, previous_digest: 0, allocated, single: true, synced: true };
+            let mut tail = Tail::fresh(segment, file, true);
             if let Err(error) = reserve(&mut tail, total, 0) {
                 self.segments.discard(&tail.segment, &*tail.file);
                 return Err(error);
@@ -282,15 +322,7 @@ impl Committer {
                 }
                 drop(log);
                 let (segment, file) = self.segments.create(false)?;
-                Tail {
-                    segment,
-                    file,
-                    offset: FIRST_FRAME,
-                    previous_digest: 0,
-                    allocated: FIRST_FRAME,
-                    single: false,
-                    synced: true,
-                }
+                Tail::fresh(segment, file, false)
             }
         };
         match reserve(&mut tail, total, self.segment_bytes) {
@@ -351,7 +383,6 @@ impl Committer {
         tail.offset += frame_len + payload_len;
         tail.previous_digest = digest;
         log.next = seq.next();
-        log.dirty.insert(tail.segment.id, Arc::clone(&tail.file));
         self.written.lock().push_back(Written {
             seq,
             durable,
@@ -361,6 +392,7 @@ impl Committer {
             entries,
             repeats,
         });
+        self.note_written(seq, &tail);
         if tail.offset < self.segment_bytes && !tail.single {
             log.spare.push(tail);
         } else {
@@ -380,8 +412,8 @@ impl Committer {
         }
         self.check()?;
         let (through, dirty) = {
-            let mut log = self.log.lock();
-            (Seq(log.next.get() - 1), std::mem::take(&mut log.dirty))
+            let mut unsynced = self.unsynced.lock();
+            (unsynced.through, std::mem::take(&mut unsynced.dirty))
         };
         for (id, file) in dirty {
             self.sync_segment(id, &*file)?;
@@ -394,7 +426,14 @@ impl Committer {
 
     /// The number of the last commit that was written.
     pub(crate) fn last_written(&self) -> Seq {
-        Seq(self.log.lock().next.get() - 1)
+        self.unsynced.lock().through
+    }
+
+    /// Notes that everything up to `seq`, the last of which is in `tail`, is written. Under the log's lock, so in order.
+    fn note_written(&self, seq: Seq, tail: &Tail) {
+        let mut unsynced = self.unsynced.lock();
+        unsynced.dirty.insert(tail.segment.id, Arc::clone(&tail.file));
+        unsynced.through = seq;
     }
 
     /// Takes the commits that may become visible now, in order. The caller publishes them before it asks again.
@@ -422,6 +461,7 @@ impl Committer {
         for tail in small.iter_mut().chain(spare) {
             tail.file.truncate(tail.offset).map_err(Error::io("trim", &tail.segment.path))?;
             tail.allocated = tail.offset;
+            tail.prewritten = tail.offset;
         }
         Ok(())
     }
@@ -449,15 +489,7 @@ impl Committer {
             return Ok(log.spare.swap_remove(index));
         }
         let (segment, file) = self.segments.create(false)?;
-        Ok(Tail {
-            segment,
-            file,
-            offset: FIRST_FRAME,
-            previous_digest: 0,
-            allocated: FIRST_FRAME,
-            single: false,
-            synced: true,
-        })
+        Ok(Tail::fresh(segment, file, false))
     }
 
     /// Takes back frames that may have reached the disk in part, from that of commit `first` on: cuts the segment where
@@ -500,7 +532,11 @@ fn reserve(tail: &mut Tail, total: u64, segment_bytes: u64) -> Result<()> {
     }
     match taken {
         Ok(()) => tail.allocated = reached,
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => tail.allocated = reached,
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+            tail.allocated = reached;
+            // Nothing is taken ahead: zeros would take it.
+            tail.prewritten = u64::MAX;
+        }
         Err(source) => {
             return Err(Error::Io { action: "take space for", path: tail.segment.path.clone(), source });
         }
