@@ -13,7 +13,7 @@ use crate::failure::Failure;
 
 /// Threads of the measurement with many, and how often each of them puts in one round.
 pub(super) const WRITERS: u64 = 16;
-pub(super) const PUTS_PER_WRITER: u64 = 16;
+pub(super) const PUTS_PER_WRITER: u64 = 64;
 
 impl Bench<'_> {
     /// One value a commit.
