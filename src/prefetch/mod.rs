@@ -5,4 +5,6 @@ mod pattern;
 mod scheduler;
 
 pub use pattern::{AccessPattern, PatternDetector};
-pub use scheduler::{Lookup, Prefetch, PrefetchOptions, PrefetchScheduler, PrefetchStats, SlotId, SlotState};
+pub use scheduler::{
+    Lookup, Prefetch, PrefetchOptions, PrefetchScheduler, PrefetchStats, RangeLookup, SlotId, SlotState,
+};
