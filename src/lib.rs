@@ -63,7 +63,7 @@ pub use io::RouteChoice;
 pub use metrics::{LastRead, Metrics, ReadRoute, ReadTimes, RouteReason};
 pub use store::{
     BackupProgress, BackupReport, Batch, CompactOptions, CompactProgress, CompactReport, Durability, Eviction,
-    Maintenance, RebuildProgress, RebuildReport, RepairProgress, RepairReport, Scan, Snapshot, SnapshotStat, Stat,
-    Store, StoreOptions, VerifyProgress, VerifyReport,
+    Maintenance, PrefetchConfig, RebuildProgress, RebuildReport, RepairProgress, RepairReport, Scan, Snapshot,
+    SnapshotStat, Stat, Store, StoreOptions, VerifyProgress, VerifyReport,
 };
 pub use tensor::{Key, ReadAt, Tensor, TensorInfo, TensorRef};

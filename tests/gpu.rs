@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 
 use alight::cufile::{Access, CuFile};
-use alight::{Device, Dtype, RouteChoice, Store, Tensor, TensorRef};
+use alight::{Device, Dtype, PrefetchConfig, RouteChoice, Store, Tensor, TensorRef};
 use common::bytes;
 use common::gpu::require;
 
@@ -180,5 +180,37 @@ fn the_same_values_come_by_every_route() {
             RouteChoice::Staged => assert_eq!(metrics.bytes_cufile, 0),
             _ => {}
         }
+    }
+}
+
+#[test]
+fn gets_in_the_order_of_the_disk_come_out_of_slots_on_the_gpu() {
+    let Some(gpu) = require(Device::cuda(0)) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let store = Store::create(&path).unwrap();
+    let values: Vec<Vec<u8>> = (0..200).map(|n| bytes(n, 500_000 + n as usize % 7 * 100_003)).collect();
+    for (n, value) in values.iter().enumerate() {
+        store.put(format!("{n}"), value).unwrap();
+    }
+    store.close().unwrap();
+    // Slots whose checksums would be the threads' and such as would be the GPU's, were they values.
+    for slot_bytes in [2 << 20, 16 << 20] {
+        let prefetch = PrefetchConfig { slots: 4, slot_bytes, distance_bytes: 3 * slot_bytes };
+        let store = Store::options().read_only(true).prefetch(prefetch).open(&path).unwrap();
+        let free = || gpu.memory_bytes().unwrap().unwrap().free;
+        store.get_many(["0"], &gpu).unwrap();
+        let before = free();
+        let mut order: Vec<usize> = (0..200).collect();
+        for round in 0..2 {
+            for &n in &order {
+                assert!(store.get(format!("{n}"), &gpu).unwrap().to_host().unwrap() == values[n], "{n}, round {round}");
+            }
+            order.reverse();
+        }
+        let counts = store.metrics().prefetch;
+        println!("slots of {slot_bytes} bytes: {counts:?}, {} bytes taken", before.saturating_sub(free()));
+        assert!(counts.hits + counts.late > 150, "{counts:?}");
+        assert_eq!((counts.failed, store.metrics().checksum_failures), (0, 0));
     }
 }

@@ -1,6 +1,7 @@
 //! Which bytes of a file to fetch before they are asked for. Passive: it keeps no buffer and starts no transfer; it is
 //! told of accesses and answers with plans, which the caller carries out. The clock is passed in.
 
+pub(crate) mod line;
 mod pattern;
 mod scheduler;
 

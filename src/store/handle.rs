@@ -384,6 +384,9 @@ impl Store {
         if let Ok(writer) = core.writer() {
             metrics.segment_syncs = writer.committer.syncs.load(Ordering::Relaxed);
         }
+        if let Some(prefetcher) = &core.prefetcher {
+            metrics.prefetch = prefetcher.stats();
+        }
         metrics
     }
 
@@ -417,6 +420,9 @@ impl Store {
     pub fn abandon(self) {
         let core = self.open.core();
         core.closed.store(true, Ordering::Release);
+        if let Some(prefetcher) = &core.prefetcher {
+            prefetcher.close();
+        }
         if let Ok(writer) = core.writer() {
             writer.wanted.lock().shutdown = true;
             writer.signal.notify_all();
@@ -440,6 +446,9 @@ impl Open {
 
     fn shut(&self) -> Result<()> {
         let core = self.core();
+        if let Some(prefetcher) = &core.prefetcher {
+            prefetcher.close();
+        }
         let Ok(writer) = core.writer() else { return Ok(()) };
         // Commits that are under way come to their end; later ones see that the store is closed.
         let _alone = core.gate.write();

@@ -30,7 +30,7 @@ pub(crate) fn info_of(entry: &IndexEntry) -> Result<TensorInfo> {
     })
 }
 
-fn extent_of(entry: &IndexEntry) -> Extent {
+pub(crate) fn extent_of(entry: &IndexEntry) -> Extent {
     Extent { segment: entry.segment, offset: entry.offset, length: entry.length, crc: entry.crc }
 }
 
@@ -257,7 +257,7 @@ impl Core {
         })
     }
 
-    fn count_get(&self, bytes: u64) {
+    pub(crate) fn count_get(&self, bytes: u64) {
         Counters::add(&self.counters.gets, 1);
         Counters::add(&self.counters.bytes_got, bytes);
     }
@@ -293,7 +293,8 @@ impl Planned {
     }
 }
 
-fn segment_file(segments: &Segments, id: SegmentId) -> Result<SegmentFile> {
+/// The file of a segment that an index entry names, and how far it goes.
+pub(crate) fn segment_file(segments: &Segments, id: SegmentId) -> Result<SegmentFile> {
     let (segment, file) = segments.file_of(id)?;
     Ok(SegmentFile { file, path: Arc::new(segment.path.clone()), sealed_end: segment.sealed_end() })
 }

@@ -101,8 +101,9 @@ impl Snapshot {
     /// # Errors
     /// As [`Store::get`].
     pub fn get(&self, key: impl AsRef<[u8]>, device: &Device) -> Result<Tensor> {
-        let mut tensors = self.get_many([key], device)?;
-        Ok(tensors.pop().expect("one key makes one tensor"))
+        let core = self.core()?;
+        let entry = core.entry(&self.version, key.as_ref())?;
+        core.read_one(&entry, device).map_err(|error| core.explain(error))
     }
 
     /// As [`Store::get_many`].
@@ -143,7 +144,7 @@ impl Snapshot {
             let key = DisplayKey::from(key.as_ref());
             return Err(Error::DestinationTooSmall { key, needed: entry.length, available });
         }
-        core.read_into(&entry, destination).map_err(|error| core.explain(error))?;
+        core.read_one_into(&entry, destination).map_err(|error| core.explain(error))?;
         info_of(&entry)
     }
 

@@ -77,6 +77,11 @@ enum Job {
         target: Range<usize>,
         source: u64,
     },
+    OnDevice {
+        target: u64,
+        source: u64,
+        len: usize,
+    },
     Fill {
         target: u64,
         words: usize,
@@ -198,7 +203,11 @@ impl Gpu {
                     .chain(gathered(copies).iter().map(|copy| host_range(copy.source, copy.len)))
                     .any(|used| used.start < range.end && range.start < used.end)
             }
-            Job::ToDevice { .. } | Job::Foreign { .. } | Job::Fill { .. } | Job::Checksums { .. } => false,
+            Job::ToDevice { .. }
+            | Job::OnDevice { .. }
+            | Job::Foreign { .. }
+            | Job::Fill { .. }
+            | Job::Checksums { .. } => false,
         })
     }
 
@@ -238,6 +247,10 @@ impl Gpu {
 
     fn execute(&mut self, job: Job) {
         match job {
+            Job::OnDevice { target, source, len } => {
+                let bytes = self.device_bytes(source, len).to_vec();
+                self.device_bytes(target, len).copy_from_slice(&bytes);
+            }
             Job::Fill { target, words, word } => {
                 let bytes = self.device_bytes(target, words * 4);
                 bytes.as_chunks_mut().0.iter_mut().for_each(|place| *place = word.to_le_bytes());
@@ -296,6 +309,7 @@ fn device_addresses(job: &Job) -> Vec<u64> {
         | Job::ToHost { source: device, .. }
         | Job::Fill { target: device, .. }
         | Job::Foreign { device, .. } => vec![*device],
+        Job::OnDevice { target, source, .. } => vec![*target, *source],
         Job::Checksums { ranges, crcs, .. } => vec![*ranges, *crcs],
         Job::Gather { copies } => gathered(copies).iter().map(|copy| copy.target).collect(),
     }
@@ -359,6 +373,7 @@ static DRIVER: Driver = Driver {
     host_device_address,
     copy_to_device,
     copy_to_host,
+    copy_on_device,
     fill_words,
     module_load,
     module_function,
@@ -508,6 +523,14 @@ unsafe extern "C" fn copy_to_host(target: *mut c_void, source: CUdeviceptr, len:
         // SAFETY: the caller's range is valid during the call.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), target.cast::<u8>(), len) };
         Ok(())
+    })
+}
+
+unsafe extern "C" fn copy_on_device(target: CUdeviceptr, source: CUdeviceptr, len: usize, stream: CUstream) -> Code {
+    on_current(|gpu| {
+        gpu.device_bytes(target, len);
+        gpu.device_bytes(source, len);
+        gpu.enqueue(stream.addr(), Job::OnDevice { target, source, len })
     })
 }
 
