@@ -214,3 +214,31 @@ fn gets_in_the_order_of_the_disk_come_out_of_slots_on_the_gpu() {
         assert_eq!((counts.failed, store.metrics().checksum_failures), (0, 0));
     }
 }
+
+#[test]
+fn a_stream_to_the_gpu_brings_every_tensor_in_its_place() {
+    let Some(gpu) = require(Device::cuda(0)) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::create(folder.path().join("s")).unwrap();
+    let values: Vec<Vec<u8>> = (0..300).map(|n| bytes(n, n as usize * n as usize * 53 % 1_500_000)).collect();
+    for values in values.chunks(50).enumerate() {
+        let mut batch = store.batch();
+        values.1.iter().enumerate().for_each(|(n, value)| batch.put(format!("{}", values.0 * 50 + n), value).unwrap());
+        batch.commit().unwrap();
+    }
+    for lookahead in [0, 3 << 20, 128 << 20] {
+        let mut held = Vec::new();
+        for (n, tensor) in store.stream((0..301).map(|n| n.to_string()), &gpu).lookahead(lookahead).enumerate() {
+            match tensor {
+                Ok(tensor) if n % 10 == 0 => held.push((n, tensor)),
+                Ok(tensor) => assert!(tensor.device() == &gpu && tensor.to_host().unwrap() == values[n], "{n}"),
+                Err(error) => assert!(n == 300 && error.to_string().contains("\"300\""), "{error}"),
+            }
+        }
+        // What was held was written over by nothing that came later.
+        assert_eq!(held.len(), 30);
+        for (n, tensor) in held {
+            assert!(tensor.to_host().unwrap() == values[n], "{n}, held, {lookahead} ahead");
+        }
+    }
+}

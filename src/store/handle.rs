@@ -23,6 +23,7 @@ use crate::store::options::StoreOptions;
 use crate::store::scan::Scan;
 use crate::store::snapshot::Snapshot;
 use crate::store::stat::Stat;
+use crate::store::stream::Stream;
 use crate::store::verify::{VerifyProgress, VerifyReport};
 use crate::tensor::{Tensor, TensorInfo, TensorRef};
 use crate::trace::scope;
@@ -251,6 +252,32 @@ impl Store {
         arena: &mut DeviceBuffer,
     ) -> Result<Vec<Range<u64>>> {
         self.snapshot().get_many_into(keys, arena)
+    }
+
+    /// The tensors of some keys one after another, verified, in the order of the keys, from the store as it is now. Another
+    /// thread reads ahead while the caller works: for what is used once, and larger than the device's memory.
+    ///
+    /// What is read ahead takes up to [`lookahead`](Stream::lookahead) bytes of the device; [`Stream`] says what holds them.
+    /// Keys are taken from the iterator, and looked up, as far ahead as is read. Keys in the order in which they were put
+    /// are read fastest: neighbours are one read.
+    ///
+    /// ```
+    /// use alight::{Device, Store};
+    ///
+    /// # let directory = tempfile::tempdir().expect("a temporary folder");
+    /// let store = Store::create(directory.path().join("features.alight"))?;
+    /// store.put("a", b"one")?;
+    /// store.put("b", b"two")?;
+    /// for tensor in store.stream(["b", "a"], &Device::best()).lookahead(64 << 20) {
+    ///     println!("{:?}", tensor?.to_host()?);
+    /// }
+    /// # Ok::<(), alight::Error>(())
+    /// ```
+    pub fn stream<I: IntoIterator>(&self, keys: I, device: &Device) -> Stream<I::IntoIter>
+    where
+        I::Item: AsRef<[u8]>,
+    {
+        self.snapshot().stream(keys, device)
     }
 
     /// Writes a value's bytes to `out` in order, each chunk of 1 MiB verified before it is handed on. Takes a few MiB of

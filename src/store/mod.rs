@@ -40,6 +40,7 @@ mod single;
 mod snapshot;
 mod space;
 mod stat;
+mod stream;
 mod verify;
 
 pub use backup::{BackupProgress, BackupReport};
@@ -54,4 +55,5 @@ pub use repair::{RepairProgress, RepairReport};
 pub use scan::Scan;
 pub use snapshot::Snapshot;
 pub use stat::{SnapshotStat, Stat};
+pub use stream::Stream;
 pub use verify::{VerifyProgress, VerifyReport};

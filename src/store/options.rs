@@ -155,7 +155,7 @@ impl StoreOptions {
     /// From the fourth get on that shows such an order, a thread of the store's own reads on into slots on the device that the
     /// gets land on, and a get of a value that lies in them is a copy on that device, its checksum compared all the same. The
     /// slots take up to [`PrefetchConfig::memory_bytes`] of each such device, until the store is closed. Values longer than a
-    /// slot, and calls that name many keys, are read as without.
+    /// slot, and calls that name many keys, are read as without; for those in another order, [`Store::stream`] reads ahead.
     ///
     /// It watches the gets to a device as those of one reader: threads that read at several places at once show no order, and
     /// neither do keys at random; then nothing is fetched, and a get takes about a microsecond more. Where the page cache has

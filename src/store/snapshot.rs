@@ -15,6 +15,7 @@ use crate::store::core::Core;
 use crate::store::read::{check_range, info_of};
 use crate::store::reclaim::Epoch;
 use crate::store::scan::Scan;
+use crate::store::stream::Stream;
 use crate::tensor::{Tensor, TensorInfo, check_key};
 use alight_format::{Dtype, Seq};
 use parking_lot::Mutex;
@@ -91,6 +92,11 @@ impl Snapshot {
         Ok(&self.core)
     }
 
+    /// The parts, for who goes on reading when the store may be gone.
+    pub(crate) fn parts(&self) -> (Arc<Core>, Arc<Version>) {
+        (Arc::clone(&self.core), Arc::clone(&self.version))
+    }
+
     /// The number of the last commit that it sees; commits are counted from 1, those of compaction too.
     pub fn last_commit(&self) -> u64 {
         self.version.seq.get()
@@ -130,6 +136,14 @@ impl Snapshot {
         let entries =
             keys.into_iter().map(|key| core.entry(&self.version, key.as_ref())).collect::<Result<Vec<_>>>()?;
         core.read_many_into(&entries, arena)
+    }
+
+    /// As [`Store::stream`].
+    pub fn stream<I: IntoIterator>(&self, keys: I, device: &Device) -> Stream<I::IntoIter>
+    where
+        I::Item: AsRef<[u8]>,
+    {
+        Stream::new(keys.into_iter(), self.clone(), device)
     }
 
     /// As [`Store::get_into`].

@@ -44,6 +44,8 @@ thread_local! {
 pub(crate) struct Gpu {
     allocations: BTreeMap<u64, Vec<u8>>,
     next_address: u64,
+    /// The most that was ever allocated at once.
+    peak_bytes: u64,
     pinned: BTreeMap<usize, usize>,
     streams: BTreeMap<usize, Queue>,
     /// What each event was last recorded behind: a stream and the number of its last job.
@@ -145,6 +147,12 @@ impl Simulated {
 
     pub(crate) fn allocated_bytes(&self) -> u64 {
         self.gpu.lock().allocations.values().map(|bytes| bytes.len() as u64).sum()
+    }
+
+    /// The most that was allocated at once since it was last asked for.
+    pub(crate) fn take_peak_bytes(&self) -> u64 {
+        let allocated = self.allocated_bytes();
+        std::mem::replace(&mut self.gpu.lock().peak_bytes, allocated)
     }
 
     pub(crate) fn streams(&self) -> usize {
@@ -464,6 +472,7 @@ unsafe extern "C" fn memory_allocate(address: *mut CUdeviceptr, len: usize) -> C
         unsafe { *address = gpu.next_address };
         // Not zeros: new device memory holds anything.
         gpu.allocations.insert(gpu.next_address, vec![0xa5; len]);
+        gpu.peak_bytes = gpu.peak_bytes.max((used + len) as u64);
         gpu.next_address += (len as u64).next_multiple_of(512) + 512;
         Ok(())
     })
