@@ -3,8 +3,8 @@
 //! the same run, by turns: both move by a third from one minute to the next.
 //!
 //! `cargo bench --bench gpu -- [--dir DIR] [--gib N]`: 8 GiB where nothing is said, and four times that on the disk in DIR
-//! (`TMPDIR`). Without a GPU it says so and measures nothing. What is cold needs the page cache dropped, and so
-//! root: those rows are left out for others.
+//! (`TMPDIR`). Without a GPU it says so and measures nothing; with `--host` it measures values one by one to the host, and
+//! nothing else. What is cold needs the page cache dropped, and so root: those rows are left out for others.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use std::{env, fs};
 
 use alight::cufile::{Access, CuFile, Transfer};
 use alight::storage::{AlignedBuf, Caching, FileStorage, OpenMode, Storage};
-use alight::{Device, DeviceBuffer, Dtype, Error, RouteChoice, Store, StoreOptions, Tensor};
+use alight::{Device, DeviceBuffer, Dtype, Error, PrefetchConfig, RouteChoice, Store, StoreOptions, Tensor};
 
 const MIB: u64 = 1 << 20;
 
@@ -238,6 +238,102 @@ fn load(options: StoreOptions, path: &Path, keys: &[String], gpu: &Device, round
         .collect()
 }
 
+/// How values are got one after another, in the order of the disk.
+#[derive(Clone, Copy)]
+enum OneByOne {
+    Gets,
+    Prefetched,
+    Stream,
+}
+
+impl OneByOne {
+    const ALL: [(OneByOne, &str); 3] =
+        [(OneByOne::Gets, "get, one by one"), (OneByOne::Prefetched, "get, prefetched"), (OneByOne::Stream, "stream")];
+
+    /// Gets everything once, and holds one at a time.
+    fn run(self, path: &Path, keys: &[String], device: &Device) -> Duration {
+        let options = match self {
+            OneByOne::Prefetched => read_only().prefetch(PrefetchConfig::default()),
+            _ => read_only(),
+        };
+        let store = options.open(path).expect("open");
+        let began = Instant::now();
+        match self {
+            OneByOne::Stream => store.stream(keys, device).for_each(|tensor| drop(tensor.expect("a tensor"))),
+            _ => keys.iter().for_each(|key| drop(store.get(key, device).expect("get"))),
+        }
+        let time = began.elapsed();
+        if let OneByOne::Prefetched = self {
+            let counts = store.metrics().prefetch;
+            assert_eq!(
+                (counts.failed, counts.hits + counts.late + counts.misses),
+                (0, keys.len() as u64),
+                "{counts:?}"
+            );
+        }
+        time
+    }
+}
+
+/// Values of one length, one after another, cold and warm, by every way to get them.
+fn one_by_one(folder: &Path, device: &Device, bytes: u64, len: u64) {
+    let path = folder.join("in-order");
+    let keys = names(bytes / len);
+    let source = random_bytes(7, 65 * MIB);
+    let store = Store::create(&path).expect("create");
+    for keys in keys.chunks((64 * MIB / len) as usize) {
+        let mut batch = store.batch();
+        for (n, key) in keys.iter().enumerate() {
+            let start = n * len as usize + n * 4099 % (1 << 19);
+            batch.put(key, &source[start % (64 << 20)..][..len as usize]).expect("put");
+        }
+        batch.commit().expect("commit");
+    }
+    store.close().expect("close");
+    let segments = fs::read_dir(path.join("segments")).expect("segments");
+    let segments: Vec<PathBuf> = segments.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let bytes = len * keys.len() as u64;
+    let what = |how: &str, state: &str| format!("{} KiB, {how}, {state}, median of 3", len >> 10);
+    // The first opens the driver, loads the kernels and makes the ring.
+    for (way, _) in OneByOne::ALL {
+        way.run(&path, &keys[..8.min(keys.len())], device);
+    }
+    if drop_caches() {
+        let (mut times, mut raw) = ([const { Vec::new() }; 3], Vec::new());
+        for _ in 0..3 {
+            drop_caches();
+            raw.push(segments.iter().map(|segment| raw_read(segment, 8, 4 * MIB)).sum::<f64>() / segments.len() as f64);
+            for (times, (way, _)) in times.iter_mut().zip(OneByOne::ALL) {
+                drop_caches();
+                times.push(way.run(&path, &keys, device));
+            }
+        }
+        let disk = ("the disk", raw.iter().copied().fold(0.0, f64::max));
+        for (times, (_, how)) in times.iter().zip(OneByOne::ALL) {
+            row(&what(how, "cold"), rate(bytes, median(times)), "GB/s", Some(disk));
+        }
+    }
+    warm(&path);
+    let mut times = [const { Vec::new() }; 3];
+    let mut by_turns = || {
+        for _ in 0..3 {
+            for (times, (way, _)) in times.iter_mut().zip(OneByOne::ALL) {
+                times.push(way.run(&path, &keys, device));
+            }
+        }
+    };
+    let bus = if device.is_host() {
+        by_turns();
+        None
+    } else {
+        Some(beside_the_bus(by_turns).1)
+    };
+    for (times, (_, how)) in times.iter().zip(OneByOne::ALL) {
+        row(&what(how, "page cache"), rate(bytes, median(times)), "GB/s", bus);
+    }
+    fs::remove_dir_all(&path).expect("remove");
+}
+
 fn best(times: &[Duration]) -> Duration {
     *times.iter().min().expect("a round")
 }
@@ -276,6 +372,13 @@ fn main() {
     if let Some(at) = args.iter().position(|arg| arg == "--fresh") {
         return fresh(args[at + 1].as_ref(), args[at + 2].parse().expect("a number"));
     }
+    let gib: u64 = value("--gib").map_or(8, |text| text.parse().expect("--gib takes a number"));
+    let within = value("--dir").map_or_else(env::temp_dir, PathBuf::from);
+    let folder = tempfile::tempdir_in(within).expect("a temporary folder");
+    if args.iter().any(|arg| arg == "--host") {
+        [MIB, 64 << 10].into_iter().for_each(|len| one_by_one(folder.path(), &Device::host(), (gib << 30) / 4, len));
+        return;
+    }
     let gpu = match Device::cuda(0) {
         Ok(gpu) => gpu,
         Err(error) => {
@@ -284,9 +387,6 @@ fn main() {
             return;
         }
     };
-    let gib: u64 = value("--gib").map_or(8, |text| text.parse().expect("--gib takes a number"));
-    let within = value("--dir").map_or_else(env::temp_dir, PathBuf::from);
-    let folder = tempfile::tempdir_in(within).expect("a temporary folder");
 
     // The disk.
     let total = gib << 30;
@@ -400,6 +500,9 @@ fn main() {
     let ((time, bytes, _), bus) = beside_the_bus(|| in_fresh_process(&many, count));
     row("the same, staged, fresh process", rate(bytes, time), "GB/s", Some(bus));
     fs::remove_dir_all(&many).expect("remove");
+
+    // Values in the order of the disk, one by one.
+    [MIB, 64 << 10].into_iter().for_each(|len| one_by_one(folder.path(), &gpu, total / 4, len));
 
     // One value of 4 KiB after another.
     let small = folder.path().join("small");

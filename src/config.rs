@@ -74,6 +74,16 @@ pub(crate) const READ_DEADLINE: Duration = Duration::from_secs(60);
 /// Reads from this length on have a deadline: for shorter ones handing them to another thread would show.
 pub(crate) const WATCHED_BYTES_MIN: u64 = 4 << 20;
 
+/// What a stream reads ahead when nothing else is asked for: four windows that each go at a large read's rate.
+pub(crate) const STREAM_LOOKAHEAD_BYTES: u64 = 128 << 20;
+
+/// In how many windows a stream's lookahead is read: one is being handed out and one being read, and there is one to spare on
+/// either side.
+pub(crate) const STREAM_WINDOWS: usize = 4;
+
+/// How many keys a stream's window has at most, so that tiny values take bounded host memory too: some 4 MiB a window.
+pub(crate) const STREAM_KEYS_MAX: usize = 16 * 1024;
+
 /// How often a reader beside a live writer starts over when files that it was about to open were replaced meanwhile.
 pub(crate) const OPEN_ATTEMPTS: usize = 16;
 

@@ -29,7 +29,7 @@
 //!
 //! # Where to begin
 //! [`Store::create`], [`Store::put`], [`Store::get`]; [`Batch`] for several changes at once; [`Snapshot`] for a view
-//! that stays; [`StoreOptions`] for durability and sizes; [`Error`] for what can go wrong.
+//! that stays; [`Store::stream`] for more than fits; [`StoreOptions`] for durability and sizes; [`Error`] for what can go wrong.
 
 /// The examples of the README, compiled and run with the tests.
 #[cfg(doctest)]
@@ -63,7 +63,7 @@ pub use io::RouteChoice;
 pub use metrics::{LastRead, Metrics, ReadRoute, ReadTimes, RouteReason};
 pub use store::{
     BackupProgress, BackupReport, Batch, CompactOptions, CompactProgress, CompactReport, Durability, Eviction,
-    Maintenance, RebuildProgress, RebuildReport, RepairProgress, RepairReport, Scan, Snapshot, SnapshotStat, Stat,
-    Store, StoreOptions, VerifyProgress, VerifyReport,
+    Maintenance, PrefetchConfig, RebuildProgress, RebuildReport, RepairProgress, RepairReport, Scan, Snapshot,
+    SnapshotStat, Stat, Store, StoreOptions, Stream, VerifyProgress, VerifyReport,
 };
 pub use tensor::{Key, ReadAt, Tensor, TensorInfo, TensorRef};

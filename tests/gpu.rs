@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 
 use alight::cufile::{Access, CuFile};
-use alight::{Device, Dtype, RouteChoice, Store, Tensor, TensorRef};
+use alight::{Device, Dtype, PrefetchConfig, RouteChoice, Store, Tensor, TensorRef};
 use common::bytes;
 use common::gpu::require;
 
@@ -179,6 +179,66 @@ fn the_same_values_come_by_every_route() {
             RouteChoice::CuFile => assert!(metrics.bytes_cufile > 42 << 20, "{metrics:?}"),
             RouteChoice::Staged => assert_eq!(metrics.bytes_cufile, 0),
             _ => {}
+        }
+    }
+}
+
+#[test]
+fn gets_in_the_order_of_the_disk_come_out_of_slots_on_the_gpu() {
+    let Some(gpu) = require(Device::cuda(0)) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let store = Store::create(&path).unwrap();
+    let values: Vec<Vec<u8>> = (0..200).map(|n| bytes(n, 500_000 + n as usize % 7 * 100_003)).collect();
+    for (n, value) in values.iter().enumerate() {
+        store.put(format!("{n}"), value).unwrap();
+    }
+    store.close().unwrap();
+    // Slots whose checksums would be the threads' and such as would be the GPU's, were they values.
+    for slot_bytes in [2 << 20, 16 << 20] {
+        let prefetch = PrefetchConfig { slots: 4, slot_bytes, distance_bytes: 3 * slot_bytes };
+        let store = Store::options().read_only(true).prefetch(prefetch).open(&path).unwrap();
+        let free = || gpu.memory_bytes().unwrap().unwrap().free;
+        store.get_many(["0"], &gpu).unwrap();
+        let before = free();
+        let mut order: Vec<usize> = (0..200).collect();
+        for round in 0..2 {
+            for &n in &order {
+                assert!(store.get(format!("{n}"), &gpu).unwrap().to_host().unwrap() == values[n], "{n}, round {round}");
+            }
+            order.reverse();
+        }
+        let counts = store.metrics().prefetch;
+        println!("slots of {slot_bytes} bytes: {counts:?}, {} bytes taken", before.saturating_sub(free()));
+        assert!(counts.hits + counts.late > 150, "{counts:?}");
+        assert_eq!((counts.failed, store.metrics().checksum_failures), (0, 0));
+    }
+}
+
+#[test]
+fn a_stream_to_the_gpu_brings_every_tensor_in_its_place() {
+    let Some(gpu) = require(Device::cuda(0)) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::create(folder.path().join("s")).unwrap();
+    let values: Vec<Vec<u8>> = (0..300).map(|n| bytes(n, n as usize * n as usize * 53 % 1_500_000)).collect();
+    for values in values.chunks(50).enumerate() {
+        let mut batch = store.batch();
+        values.1.iter().enumerate().for_each(|(n, value)| batch.put(format!("{}", values.0 * 50 + n), value).unwrap());
+        batch.commit().unwrap();
+    }
+    for lookahead in [0, 3 << 20, 128 << 20] {
+        let mut held = Vec::new();
+        for (n, tensor) in store.stream((0..301).map(|n| n.to_string()), &gpu).lookahead(lookahead).enumerate() {
+            match tensor {
+                Ok(tensor) if n % 10 == 0 => held.push((n, tensor)),
+                Ok(tensor) => assert!(tensor.device() == &gpu && tensor.to_host().unwrap() == values[n], "{n}"),
+                Err(error) => assert!(n == 300 && error.to_string().contains("\"300\""), "{error}"),
+            }
+        }
+        // What was held was written over by nothing that came later.
+        assert_eq!(held.len(), 30);
+        for (n, tensor) in held {
+            assert!(tensor.to_host().unwrap() == values[n], "{n}, held, {lookahead} ahead");
         }
     }
 }

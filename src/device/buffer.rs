@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::cuda::{Copies, CudaMemory};
 use super::host::HostMemory;
 use super::{Device, check_range};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Memory on one device, freed on drop.
 ///
@@ -118,6 +118,47 @@ impl DeviceBuffer {
             }
             Memory::Cuda(_) if bytes.is_empty() => Ok(()),
             Memory::Cuda(memory) => Copies::new(memory)?.read(offset, bytes),
+        }
+    }
+
+    /// Copies pieces of other buffers of the same device to `offset`, one behind the other. Blocks until they are there.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) where a range reaches past an end or a piece is on another device (nothing was
+    /// copied), or the driver failed: then the bytes are unspecified.
+    pub(crate) fn copy_from(&mut self, mut offset: u64, pieces: &[(&DeviceBuffer, Range<u64>)]) -> Result<()> {
+        const ACTION: &str = "copy on one device";
+        let mut end = offset;
+        for (source, range) in pieces {
+            let len = range.end.checked_sub(range.start).unwrap_or(u64::MAX);
+            check_range(&self.device, ACTION, range.start, len, source.len_bytes())?;
+            end = check_range(&self.device, ACTION, end, len, self.len_bytes())?.end;
+            if source.device != self.device {
+                let why = format!("the source is on {}", source.device);
+                return Err(Error::Device { device: self.device.to_string(), action: ACTION, why });
+            }
+        }
+        match &mut self.memory {
+            Memory::Host(memory) => {
+                for (source, range) in pieces {
+                    let bytes = &source.as_host().expect("it is on the host")[to_host_range(range.clone())];
+                    let target = to_host_range(offset..offset + bytes.len() as u64);
+                    memory.bytes_mut()[target].copy_from_slice(bytes);
+                    offset += bytes.len() as u64;
+                }
+                Ok(())
+            }
+            Memory::Cuda(_) if end == offset => Ok(()),
+            Memory::Cuda(memory) => {
+                let copies = Copies::new(memory)?;
+                for (source, range) in pieces.iter().filter(|(_, range)| !range.is_empty()) {
+                    if let Memory::Cuda(source) = &source.memory {
+                        copies.bring(source, range, offset)?;
+                    }
+                    offset += range.end - range.start;
+                }
+                copies.finish()
+            }
         }
     }
 

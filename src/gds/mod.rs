@@ -41,8 +41,8 @@ pub use crate::io::staged::StagedTransport;
 pub use crate::io::transport::{IoOperation, OpenFile, Piece, Progress, Route, Transfer, Transport};
 pub use crate::metrics::Histogram;
 pub use crate::prefetch::{
-    AccessPattern, Lookup, PatternDetector, Prefetch, PrefetchOptions, PrefetchScheduler, PrefetchStats, SlotId,
-    SlotState,
+    AccessPattern, Lookup, PatternDetector, Prefetch, PrefetchOptions, PrefetchScheduler, PrefetchStats, RangeLookup,
+    SlotId, SlotState,
 };
 pub use crate::region::{EvictRefused, FileId, Lru, LruKey, Region, RegionId, RegionMap, RegionPlan, RegionRefusal};
 

@@ -85,6 +85,17 @@ impl ReadPlan {
         plan
     }
 
+    /// Plans to read whole blocks of one segment, whatever lies in them, to the front of an arena. There are no extents in
+    /// it, and so nothing to compare with a checksum.
+    pub(crate) fn of_blocks(segment: SegmentId, range: Range<u64>) -> Self {
+        let whole = Extent { segment, offset: range.start, length: range.end - range.start, crc: 0 };
+        debug_assert!((whole.offset | whole.length).is_multiple_of(limits::BLOCK_BYTES), "whole blocks: {range:?}");
+        let mut plan = Self::new(&[whole], true);
+        plan.pieces.clear();
+        plan.reads.iter_mut().for_each(|read| read.pieces = 0..0);
+        plan
+    }
+
     /// Adds neighbours that are read as one range.
     fn add_span(&mut self, extents: &[Extent], span: &[usize], whole_blocks: bool, unit: u64) {
         let segment = extents[span[0]].segment;
@@ -176,6 +187,18 @@ mod tests {
                     .collect()
             },
         )
+    }
+
+    #[test]
+    fn whole_blocks_are_read_as_they_lie_and_compared_with_nothing() {
+        let plan = ReadPlan::of_blocks(SegmentId(3), 8192..(5 << 20) + 4096);
+        let mut at = 8192;
+        for read in &plan.reads {
+            assert_eq!((read.segment, read.offset, read.arena_offset), (SegmentId(3), at, at - 8192));
+            assert_eq!((read.wanted.clone(), read.pieces.is_empty()), (0..read.len, true));
+            at += read.len as u64;
+        }
+        assert_eq!((at, plan.arena_bytes, plan.pieces.len()), ((5 << 20) + 4096, (5 << 20) - 4096, 0));
     }
 
     proptest! {

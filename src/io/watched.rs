@@ -36,6 +36,16 @@ impl Steps {
     pub(crate) fn take(&self, place: u64) -> bool {
         self.place.store(place, Ordering::Relaxed);
         self.taken.fetch_add(1, Ordering::Relaxed);
+        self.is_wanted()
+    }
+
+    /// Nobody waits any more: what has not begun need not begin.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether anybody waits.
+    pub(crate) fn is_wanted(&self) -> bool {
         !self.abandoned.load(Ordering::Relaxed)
     }
 
@@ -158,7 +168,7 @@ impl<T> Letterbox<T> {
                 if now != seen {
                     (seen, since) = (now, Instant::now());
                 } else if since.elapsed() >= patience {
-                    steps.abandoned.store(true, Ordering::Relaxed);
+                    steps.abandon();
                     return None;
                 }
             }

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 pub use histogram::Histogram;
 
+use crate::prefetch::PrefetchStats;
+
 /// What a store did since it was opened, as of one moment. Counters only rise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -38,6 +40,8 @@ pub struct Metrics {
     pub reads: [ReadTimes; ReadRoute::ALL.len()],
     /// How the last `get` or `get_many` was served; `None` before the first.
     pub last_read: Option<LastRead>,
+    /// What came of fetching ahead of single gets; nothing where it is off ([`StoreOptions::prefetch`](crate::StoreOptions)).
+    pub prefetch: PrefetchStats,
     /// Values whose checksum did not match.
     pub checksum_failures: u64,
     /// Times the index overlay was written out.
@@ -94,6 +98,8 @@ pub enum ReadRoute {
     Pinned,
     /// To a GPU by cuFile.
     CuFile,
+    /// Out of what was fetched ahead to the same device.
+    Prefetched,
 }
 
 /// Why a read took its route.
@@ -118,11 +124,14 @@ pub enum RouteReason {
     NoDirectPath,
     /// cuFile failed or could not be used, now or a short while ago; the log says why.
     SteppedDown,
+    /// It was fetched ahead, since gets before it came in the order of the disk.
+    FetchedAhead,
 }
 
 impl ReadRoute {
     /// Every route.
-    pub const ALL: [ReadRoute; 4] = [ReadRoute::Host, ReadRoute::Staged, ReadRoute::Pinned, ReadRoute::CuFile];
+    pub const ALL: [ReadRoute; 5] =
+        [ReadRoute::Host, ReadRoute::Staged, ReadRoute::Pinned, ReadRoute::CuFile, ReadRoute::Prefetched];
 
     /// Its name in metrics.
     pub fn name(self) -> &'static str {
@@ -131,6 +140,7 @@ impl ReadRoute {
             ReadRoute::Staged => "staged",
             ReadRoute::Pinned => "pinned",
             ReadRoute::CuFile => "cufile",
+            ReadRoute::Prefetched => "prefetched",
         }
     }
 }
@@ -143,7 +153,7 @@ impl fmt::Display for ReadRoute {
 
 impl RouteReason {
     /// Every reason.
-    const ALL: [RouteReason; 9] = [
+    const ALL: [RouteReason; 10] = [
         RouteReason::OnTheHost,
         RouteReason::Small,
         RouteReason::NoKernels,
@@ -153,6 +163,7 @@ impl RouteReason {
         RouteReason::DirectPath,
         RouteReason::NoDirectPath,
         RouteReason::SteppedDown,
+        RouteReason::FetchedAhead,
     ];
 }
 
@@ -168,6 +179,7 @@ impl fmt::Display for RouteReason {
             RouteReason::DirectPath => "cuFile has a direct path",
             RouteReason::NoDirectPath => "cuFile has no direct path",
             RouteReason::SteppedDown => "cuFile failed or cannot be used, see the log",
+            RouteReason::FetchedAhead => "it was fetched ahead",
         })
     }
 }
@@ -194,6 +206,11 @@ impl Metrics {
             ("got_bytes_total", "Bytes of payload read and verified.", self.bytes_got),
             ("step_downs_total", "Reads that cuFile was chosen for and another route served.", self.step_downs),
             ("timeouts_total", "Reads given up since they made no progress.", self.timeouts),
+            ("prefetch_hits_total", "Gets served by what was fetched ahead.", self.prefetch.hits),
+            ("prefetch_late_total", "Gets that waited for what was being fetched ahead.", self.prefetch.late),
+            ("prefetch_misses_total", "Gets that were not fetched ahead, where that is on.", self.prefetch.misses),
+            ("prefetch_wasted_total", "Extents fetched ahead for nothing.", self.prefetch.wasted),
+            ("prefetch_failed_total", "Extents that could not be fetched ahead.", self.prefetch.failed),
             ("checksum_failures_total", "Values whose checksum did not match.", self.checksum_failures),
             ("index_flushes_total", "Times the index was written out.", self.index_flushes),
             ("index_flush_failures_total", "Flushes of the index that failed.", self.index_flush_failures),
@@ -293,6 +310,7 @@ impl Counters {
             timeouts: read(&self.timeouts),
             reads: self.reads.each_ref().map(|times| times.get().map(ReadTimes::of).unwrap_or_default()),
             last_read: route.zip(why).map(|(&route, &why)| LastRead { route, why }),
+            prefetch: PrefetchStats::default(),
             checksum_failures: read(&self.checksum_failures),
             index_flushes: read(&self.index_flushes),
             index_flush_failures: read(&self.index_flush_failures),
@@ -339,13 +357,13 @@ mod tests {
         Counters::add(&counters.bytes_cufile, 4096);
         let metrics = counters.snapshot();
         let staged = metrics.read_times(ReadRoute::Staged);
-        assert_eq!((staged.count, staged.max, staged.sum), (9, times(100), times(900)));
+        assert_eq!((staged.count, staged.max, staged.sum), (10, times(100), times(1000)));
         assert_eq!(metrics.read_times(ReadRoute::Host), &ReadTimes::default());
         let text = metrics.prometheus();
         for line in [
             "alight_store_read_bytes_total{route=\"cufile\"} 4096",
             "alight_store_read_latency_seconds{route=\"staged\",quantile=\"0.99\"} 0.0001",
-            "alight_store_read_latency_seconds_count{route=\"staged\"} 9",
+            "alight_store_read_latency_seconds_count{route=\"staged\"} 10",
             "alight_store_read_latency_max_seconds{route=\"cufile\"} 0.000007",
             "alight_store_last_read_route{route=\"cufile\",why=\"asked for\"} 1",
             "# TYPE alight_store_commits_total counter",

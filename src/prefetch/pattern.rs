@@ -3,7 +3,7 @@
 //! Shares and the history's length are those of the module's specification: more than 80 % of the steps short and
 //! forward is sequential, more than 70 % near the median step is strided, more than 80 % different steps is random.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 /// Accesses that are remembered.
 const HISTORY: usize = 64;
@@ -12,7 +12,7 @@ const HISTORY: usize = 64;
 const ACCESSES_MIN: usize = 4;
 
 /// A step matches the median one when it differs by no more than an eighth of it.
-const TOLERANCE: i128 = 8;
+const TOLERANCE: u64 = 8;
 
 /// How a file is being read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl PatternDetector {
     }
 
     /// Takes note of a read of `len` bytes at `offset`; answers the pattern from here on. Reading on where the last read
-    /// ended is a short step however long that was.
+    /// ended, or up to an eighth of it further, is a short step however long that was.
     pub fn record(&mut self, offset: u64, len: u64) -> AccessPattern {
         if self.history.len() == HISTORY {
             self.history.pop_front();
@@ -78,30 +78,34 @@ fn detect(reads: &[(u64, u64)], sequential_step_max: u64) -> AccessPattern {
     if reads.len() < ACCESSES_MIN {
         return AccessPattern::Unknown;
     }
-    let step = |pair: &[(u64, u64)]| i128::from(pair[1].0) - i128::from(pair[0].0);
-    let mut steps: Vec<i128> = reads.windows(2).map(step).collect();
+    // One that does not fit is taken for the longest: of any three, not two can be so long and alike.
+    let step = |pair: &[(u64, u64)]| {
+        let longest = if pair[1].0 < pair[0].0 { i64::MIN } else { i64::MAX };
+        i64::try_from(i128::from(pair[1].0) - i128::from(pair[0].0)).unwrap_or(longest)
+    };
+    let mut steps: Vec<i64> = reads.windows(2).map(step).collect();
     // `count / steps > percent / 100`, in whole numbers.
-    let more_than = |count: usize, percent: usize| count * 100 > steps.len() * percent;
+    let all = steps.len();
+    let more_than = |count: usize, percent: usize| count * 100 > all * percent;
 
-    let short =
-        |(step, read): &(&i128, &(u64, u64))| **step > 0 && **step <= i128::from(sequential_step_max.max(read.1));
+    let short = |(step, read): &(&i64, &(u64, u64))| {
+        let on = read.1.saturating_add(read.1 / TOLERANCE).max(sequential_step_max);
+        **step > 0 && step.unsigned_abs() <= on
+    };
     let forward = steps.iter().zip(reads).filter(short).count();
     if more_than(forward, 80) {
         return AccessPattern::Sequential;
     }
-    let different = steps.iter().collect::<BTreeSet<_>>().len();
-    let random = more_than(different, 80);
     steps.sort_unstable();
+    let different = steps.chunk_by(|one, next| one == next).count();
     // Of an even number the lower middle one: a step that was really taken.
-    let median = steps[(steps.len() - 1) / 2];
-    let near = steps.iter().filter(|&&step| (step - median).abs() * TOLERANCE <= median.abs()).count();
-    if median != 0
-        && near * 100 > steps.len() * 70
-        && let Ok(stride) = i64::try_from(median)
-    {
-        return AccessPattern::Strided { stride };
+    let median = steps[(all - 1) / 2];
+    let within = median.unsigned_abs() / TOLERANCE;
+    let near = steps.iter().filter(|step| step.abs_diff(median) <= within).count();
+    if median != 0 && more_than(near, 70) {
+        return AccessPattern::Strided { stride: median };
     }
-    if random { AccessPattern::Random } else { AccessPattern::Unknown }
+    if more_than(different, 80) { AccessPattern::Random } else { AccessPattern::Unknown }
 }
 
 #[cfg(test)]
@@ -147,7 +151,8 @@ mod tests {
         let mut at = 0;
         for len in [3 * BUFFER, 1, 7 * BUFFER, 2 * BUFFER, 100, 9 * BUFFER, 4 * BUFFER] {
             detector.record(at, len);
-            at += len;
+            // A little is left out.
+            at += len + len / 16;
         }
         assert_eq!(detector.pattern(), Sequential);
     }

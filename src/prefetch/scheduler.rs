@@ -11,7 +11,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{AddAssign, Range};
 use std::time::{Duration, Instant};
 
 use super::pattern::{AccessPattern, PatternDetector};
@@ -38,12 +38,14 @@ pub struct PrefetchOptions {
     pub alignment: u64,
     /// How long a request may wait for a slot.
     pub deadline: Duration,
+    /// Whether the next extent is worth fetching while no pattern is known.
+    pub guess: bool,
 }
 
 impl PrefetchOptions {
-    /// Options with the deadline of the specification, 100 ms.
+    /// Options with the deadline of the specification, 100 ms, and its guess of the next extent.
     pub fn new(slots: usize, extent_bytes: u64, distance_bytes: u64, alignment: u64) -> Self {
-        Self { slots, extent_bytes, distance_bytes, alignment, deadline: DEADLINE }
+        Self { slots, extent_bytes, distance_bytes, alignment, deadline: DEADLINE, guess: true }
     }
 }
 
@@ -90,6 +92,17 @@ pub enum Lookup {
     Miss,
 }
 
+/// What the scheduler has of a whole range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RangeLookup {
+    /// All of it is in slots.
+    Hit,
+    /// All of it is in slots or on its way to them.
+    Late,
+    /// Some of it has to be read.
+    Miss,
+}
+
 /// What came of the prefetching so far. Counters only rise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -108,6 +121,18 @@ pub struct PrefetchStats {
     pub scheduled: u64,
     /// Extents whose reading failed.
     pub failed: u64,
+}
+
+impl AddAssign for PrefetchStats {
+    fn add_assign(&mut self, other: Self) {
+        self.hits += other.hits;
+        self.misses += other.misses;
+        self.late += other.late;
+        self.wasted += other.wasted;
+        self.expired += other.expired;
+        self.scheduled += other.scheduled;
+        self.failed += other.failed;
+    }
 }
 
 impl PrefetchStats {
@@ -171,8 +196,14 @@ impl PrefetchScheduler {
     /// Takes note of a read of `range` in a file of `file_len` bytes, drops what is no longer expected to be read, and makes
     /// requests for what is. Answers how many it made.
     pub fn access(&mut self, range: Range<u64>, file_len: u64, now: Instant) -> usize {
+        self.access_within(range, 0..file_len, now)
+    }
+
+    /// [`access`](Self::access) in a file that takes up these numbers, and not those from 0 on: so that one scheduler can
+    /// follow a reader from file to file. Only what lies in them is expected to be read.
+    pub fn access_within(&mut self, range: Range<u64>, file: Range<u64>, now: Instant) -> usize {
         self.detector.record(range.start, range.end.saturating_sub(range.start));
-        let (wanted, priority) = self.predict(&range, file_len);
+        let (wanted, priority) = self.predict(&range, file);
         self.drop_unwanted(&range, &wanted);
         self.request(&wanted, priority, now)
     }
@@ -197,6 +228,40 @@ impl PrefetchScheduler {
         }
         self.stats.misses += 1;
         Lookup::Miss
+    }
+
+    /// What there is of all the bytes of a range. Counts as one hit, late prefetch or miss, and its extents as looked up,
+    /// unless it is a miss.
+    pub fn lookup_range(&mut self, range: Range<u64>) -> RangeLookup {
+        let Some(held) = self.held(range) else {
+            self.stats.misses += 1;
+            return RangeLookup::Miss;
+        };
+        let mut ready = true;
+        for prefetch in held {
+            let slot = &mut self.slots[prefetch.slot.0];
+            slot.used = true;
+            ready &= slot.state == SlotState::Ready;
+        }
+        if ready {
+            self.stats.hits += 1;
+            return RangeLookup::Hit;
+        }
+        self.stats.late += 1;
+        RangeLookup::Late
+    }
+
+    /// The extents that hold a range between them, in order, ready or on their way; `None` where a byte has none. Counts
+    /// nothing.
+    pub fn held(&self, range: Range<u64>) -> Option<Vec<Prefetch>> {
+        let mut held = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let (start, end, Holder::Slot(index)) = self.extent_at(at)? else { return None };
+            held.push(Prefetch { slot: SlotId(index), range: start..end });
+            at = end;
+        }
+        Some(held)
     }
 
     /// The most urgent request that is in time and has a slot, which is Filling from here on; `None` where there is no such
@@ -295,12 +360,12 @@ impl PrefetchScheduler {
     }
 
     /// Which ranges are expected to be read after this one, the nearest first, and what the first is worth.
-    fn predict(&self, access: &Range<u64>, file_len: u64) -> (Vec<Range<u64>>, u32) {
-        let PrefetchOptions { extent_bytes, distance_bytes, alignment, .. } = self.options;
+    fn predict(&self, access: &Range<u64>, file: Range<u64>) -> (Vec<Range<u64>>, u32) {
+        let PrefetchOptions { extent_bytes, distance_bytes, alignment, guess, .. } = self.options;
         let align_down = |offset: u64| offset & !(alignment - 1);
-        let until = |end: u64| end.checked_next_multiple_of(alignment).map_or(file_len, |end| end.min(file_len));
+        let until = |end: u64| end.checked_next_multiple_of(alignment).map_or(file.end, |end| end.min(file.end));
         let next = align_down(access.end);
-        let ahead = |bytes: u64| next..next.saturating_add(bytes).min(file_len);
+        let ahead = |bytes: u64| next..next.saturating_add(bytes).min(file.end);
         let (mut wanted, priority) = match self.detector.pattern() {
             AccessPattern::Sequential => (vec![ahead(distance_bytes)], PRIORITY_SEQUENTIAL),
             AccessPattern::Strided { stride } => {
@@ -308,11 +373,11 @@ impl PrefetchScheduler {
                 let count = (distance_bytes / len).min(self.options.slots as u64);
                 let steps = 1..=i64::try_from(count).unwrap_or(i64::MAX);
                 let targets = steps.map_while(|step| access.start.checked_add_signed(stride.checked_mul(step)?));
-                let targets = targets.take_while(|&start| start < file_len);
+                let targets = targets.take_while(|start| file.contains(start));
                 (targets.map(|start| align_down(start)..until(start.saturating_add(len))).collect(), PRIORITY_STRIDED)
             }
-            AccessPattern::Unknown => (vec![ahead(extent_bytes.min(distance_bytes))], PRIORITY_GUESS),
-            AccessPattern::Random => (Vec::new(), PRIORITY_GUESS),
+            AccessPattern::Unknown if guess => (vec![ahead(extent_bytes.min(distance_bytes))], PRIORITY_GUESS),
+            AccessPattern::Unknown | AccessPattern::Random => (Vec::new(), PRIORITY_GUESS),
         };
         wanted.retain(|range| range.start < range.end && distance_bytes > 0);
         (wanted, priority)

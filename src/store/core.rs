@@ -23,6 +23,7 @@ use crate::store::layout::Layout;
 use crate::store::limit::{self, Limit};
 use crate::store::open::Opened;
 use crate::store::options::{Durability, Maintenance, StoreOptions};
+use crate::store::prefetch::Prefetcher;
 use crate::store::publish::{Change, publish};
 use crate::store::reclaim::Reclaim;
 use crate::store::segment::{Accounting, Segment, Segments};
@@ -37,6 +38,8 @@ pub(crate) struct Core {
     /// Shared, like the segments and the routes, with reads in flight, which may outlive the store.
     pub(crate) counters: Arc<Counters>,
     pub(crate) routes: Arc<Routes>,
+    /// What fetches ahead, where that was asked for.
+    pub(crate) prefetcher: Option<Arc<Prefetcher>>,
     /// The threads of reads that have a deadline, and that deadline.
     pub(crate) watched: Arc<Watched>,
     pub(crate) deadline: Option<Duration>,
@@ -108,12 +111,18 @@ impl Core {
         generation: u64,
         writer: Option<Writer>,
     ) -> Self {
+        let counters = Arc::default();
+        let routes = Arc::new(Routes::new(options.route, options.pinned_bytes_max, options.cufile.clone()));
+        let prefetcher = options.prefetch.map(|config| {
+            Arc::new(Prefetcher::new(config, Arc::clone(&routes), Arc::clone(&counters), options.deadline))
+        });
         Self {
             layout: opened_layout,
             storage: Arc::clone(&options.storage),
             segments,
-            counters: Arc::default(),
-            routes: Arc::new(Routes::new(options.route, options.pinned_bytes_max, options.cufile.clone())),
+            counters,
+            routes,
+            prefetcher,
             watched: Arc::default(),
             deadline: options.deadline,
             buffers: Arc::default(),
@@ -136,6 +145,7 @@ impl Core {
             segments: opened.segments,
             counters: Arc::clone(&self.counters),
             routes: Arc::clone(&self.routes),
+            prefetcher: self.prefetcher.clone(),
             watched: Arc::clone(&self.watched),
             deadline: self.deadline,
             snapshots: Arc::clone(&self.snapshots),

@@ -23,6 +23,7 @@ use crate::store::options::StoreOptions;
 use crate::store::scan::Scan;
 use crate::store::snapshot::Snapshot;
 use crate::store::stat::Stat;
+use crate::store::stream::Stream;
 use crate::store::verify::{VerifyProgress, VerifyReport};
 use crate::tensor::{Tensor, TensorInfo, TensorRef};
 use crate::trace::scope;
@@ -253,6 +254,32 @@ impl Store {
         self.snapshot().get_many_into(keys, arena)
     }
 
+    /// The tensors of some keys one after another, verified, in the order of the keys, from the store as it is now. Another
+    /// thread reads ahead while the caller works: for what is used once, and larger than the device's memory.
+    ///
+    /// What is read ahead takes up to [`lookahead`](Stream::lookahead) bytes of the device; [`Stream`] says what holds them.
+    /// Keys are taken from the iterator, and looked up, as far ahead as is read. Keys in the order in which they were put
+    /// are read fastest: neighbours are one read.
+    ///
+    /// ```
+    /// use alight::{Device, Store};
+    ///
+    /// # let directory = tempfile::tempdir().expect("a temporary folder");
+    /// let store = Store::create(directory.path().join("features.alight"))?;
+    /// store.put("a", b"one")?;
+    /// store.put("b", b"two")?;
+    /// for tensor in store.stream(["b", "a"], &Device::best()).lookahead(64 << 20) {
+    ///     println!("{:?}", tensor?.to_host()?);
+    /// }
+    /// # Ok::<(), alight::Error>(())
+    /// ```
+    pub fn stream<I: IntoIterator>(&self, keys: I, device: &Device) -> Stream<I::IntoIter>
+    where
+        I::Item: AsRef<[u8]>,
+    {
+        self.snapshot().stream(keys, device)
+    }
+
     /// Writes a value's bytes to `out` in order, each chunk of 1 MiB verified before it is handed on. Takes a few MiB of
     /// memory for a value of any length.
     ///
@@ -384,6 +411,9 @@ impl Store {
         if let Ok(writer) = core.writer() {
             metrics.segment_syncs = writer.committer.syncs.load(Ordering::Relaxed);
         }
+        if let Some(prefetcher) = &core.prefetcher {
+            metrics.prefetch = prefetcher.stats();
+        }
         metrics
     }
 
@@ -417,6 +447,9 @@ impl Store {
     pub fn abandon(self) {
         let core = self.open.core();
         core.closed.store(true, Ordering::Release);
+        if let Some(prefetcher) = &core.prefetcher {
+            prefetcher.close();
+        }
         if let Ok(writer) = core.writer() {
             writer.wanted.lock().shutdown = true;
             writer.signal.notify_all();
@@ -440,6 +473,9 @@ impl Open {
 
     fn shut(&self) -> Result<()> {
         let core = self.core();
+        if let Some(prefetcher) = &core.prefetcher {
+            prefetcher.close();
+        }
         let Ok(writer) = core.writer() else { return Ok(()) };
         // Commits that are under way come to their end; later ones see that the store is closed.
         let _alone = core.gate.write();

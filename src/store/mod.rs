@@ -2,7 +2,7 @@
 //!
 //! A [`Store`] is a handle on a `Core`. The parts, in the order in which a value meets them:
 //! `batch` prepares a commit, `commit` writes and syncs it, `publish` makes it visible, `flush` moves the index to
-//! disk; `read` answers from a version; `open` and `recover` start from what is on the disk; `verify` reads it all.
+//! disk; `read` and `single` answer from a version, with what `prefetch` brought ahead; `open` and `recover` start from what is on the disk; `verify` reads it all.
 //!
 //! # Invariants
 //! - What a durable commit acknowledged is found by every later open, or the open or the read says that it is damaged.
@@ -25,6 +25,7 @@ mod limit;
 mod manifest;
 mod open;
 mod options;
+mod prefetch;
 mod publish;
 mod read;
 mod readers;
@@ -35,9 +36,11 @@ mod refresh;
 mod repair;
 mod scan;
 mod segment;
+mod single;
 mod snapshot;
 mod space;
 mod stat;
+mod stream;
 mod unsettled;
 mod verify;
 
@@ -47,9 +50,11 @@ pub use compact::{CompactOptions, CompactProgress, CompactReport};
 pub use handle::Store;
 pub use limit::Eviction;
 pub use options::{Durability, Maintenance, StoreOptions};
+pub use prefetch::PrefetchConfig;
 pub use rebuild::{RebuildProgress, RebuildReport};
 pub use repair::{RepairProgress, RepairReport};
 pub use scan::Scan;
 pub use snapshot::Snapshot;
 pub use stat::{SnapshotStat, Stat};
+pub use stream::Stream;
 pub use verify::{VerifyProgress, VerifyReport};

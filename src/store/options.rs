@@ -11,6 +11,7 @@ use crate::io::direct::CuFileTransport;
 use crate::storage::{FileStorage, Storage};
 use crate::store::Store;
 use crate::store::limit::Eviction;
+use crate::store::prefetch::PrefetchConfig;
 use crate::store::rebuild::{RebuildProgress, RebuildReport, rebuild};
 use crate::store::repair::{RepairProgress, RepairReport, repair};
 
@@ -56,6 +57,7 @@ pub struct StoreOptions {
     /// The machine's; tests put one over a simulated library here.
     pub(crate) cufile: CuFileTransport,
     pub(crate) deadline: Option<Duration>,
+    pub(crate) prefetch: Option<PrefetchConfig>,
     pub(crate) storage: Arc<dyn Storage>,
     /// Whether it is the caller who makes a store that bears the mark of an unfinished one.
     pub(crate) unfinished: bool,
@@ -86,6 +88,7 @@ impl Default for StoreOptions {
             route: RouteChoice::default(),
             cufile: CuFileTransport::new(),
             deadline: Some(config::READ_DEADLINE),
+            prefetch: None,
             storage: Arc::new(FileStorage::new()),
             unfinished: false,
         }
@@ -135,11 +138,31 @@ impl StoreOptions {
     /// [`Error::Timeout`]; 60 s at first, `None` for ever. Each read of up to 1 MiB that begins is progress (4 MiB with
     /// cuFile). What the read uses stays with it until it ends: an arena that was being read into is then left without bytes.
     ///
+    /// A get that is to be served by what is being fetched ahead ([`prefetch`](StoreOptions::prefetch)) waits as long for that,
+    /// whatever its length, and then reads for itself.
+    ///
     /// Smaller reads, and those that hand values on piece by piece ([`Store::get_into`], [`Store::get_range`],
     /// [`Store::get_to_writer`], [`Store::verify`]), stay on the caller's thread and wait for the disk as long as it takes:
     /// handing them to another thread would cost them some 10 µs.
     pub fn deadline(mut self, deadline: Option<Duration>) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// Fetches ahead what single gets ([`Store::get`], [`Store::get_into`]) will ask for next, once they come in the order of
+    /// the disk: front to back, or in steps of about the same length, both ways. `None`, nothing, at first.
+    ///
+    /// From the fourth get on that shows such an order, a thread of the store's own reads on into slots on the device that the
+    /// gets land on, and a get of a value that lies in them is a copy on that device, its checksum compared all the same. The
+    /// slots take up to [`PrefetchConfig::memory_bytes`] of each such device, until the store is closed. Values longer than a
+    /// slot, and calls that name many keys, are read as without; for those in another order, [`Store::stream`] reads ahead.
+    ///
+    /// It watches the gets to a device as those of one reader: threads that read at several places at once show no order, and
+    /// neither do keys at random; then nothing is fetched, and a get takes about a microsecond more. Where the page cache has
+    /// everything, gets to the host come sooner without: they are spared a copy. What fails while it is fetched ahead is
+    /// counted ([`Metrics::prefetch`](crate::Metrics::prefetch)), and the get reads for itself.
+    pub fn prefetch(mut self, config: impl Into<Option<PrefetchConfig>>) -> Self {
+        self.prefetch = config.into();
         self
     }
 
@@ -293,6 +316,7 @@ impl StoreOptions {
                 why: "no read takes no time; None is no deadline".into(),
             });
         }
+        self.prefetch.as_ref().map_or(Ok(()), PrefetchConfig::validate)?;
         if self.overlay_entries_max == 0 {
             return Err(Error::InvalidOption { option: "overlay_entries_max", why: "at least 1 is needed".into() });
         }

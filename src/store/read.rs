@@ -30,7 +30,7 @@ pub(crate) fn info_of(entry: &IndexEntry) -> Result<TensorInfo> {
     })
 }
 
-fn extent_of(entry: &IndexEntry) -> Extent {
+pub(crate) fn extent_of(entry: &IndexEntry) -> Extent {
     Extent { segment: entry.segment, offset: entry.offset, length: entry.length, crc: entry.crc }
 }
 
@@ -50,7 +50,7 @@ impl Core {
     pub(crate) fn read_many(&self, entries: &[Arc<IndexEntry>], device: &Device) -> Result<Vec<Tensor>> {
         let planned = Planned::new(entries, device);
         let mut arena = device.allocate_to_be_filled(planned.plan.arena_bytes)?;
-        self.read_planned(entries, &planned, &mut arena)?;
+        self.read_planned(entries, &planned, &mut arena, None)?;
         let arena = Arc::new(arena);
         entries
             .iter()
@@ -70,25 +70,31 @@ impl Core {
         if needed > available {
             return Err(Error::ArenaTooSmall { needed, available });
         }
-        self.read_planned(entries, &planned, arena)?;
+        self.read_planned(entries, &planned, arena, None)?;
         let place = |(extent, &offset): (&Extent, &u64)| offset..offset + extent.length;
         Ok(planned.extents.iter().zip(&planned.plan.arena_offsets).map(place).collect())
     }
 
-    fn read_planned(
+    /// Reads what was planned for `entries` into an arena that is long enough, verified. Where somebody else may lose interest,
+    /// `steps` says whether he has: asked before each read.
+    pub(crate) fn read_planned(
         &self,
         entries: &[Arc<IndexEntry>],
         planned: &Arc<Planned>,
         arena: &mut DeviceBuffer,
+        steps: Option<&Arc<Steps>>,
     ) -> Result<()> {
         let bytes = || planned.extents.iter().map(|extent| extent.length).sum::<u64>();
         let scope = scope!("get_many", keys = entries.len(), bytes = bytes(), route = Empty);
         let began = Instant::now();
         let outcome = match self.deadline {
             Some(deadline) if planned.plan.arena_bytes >= WATCHED_BYTES_MIN => {
-                self.read_watched(planned, arena, deadline)?
+                self.read_watched(planned, arena, deadline, steps)?
             }
-            _ => planned.read(&self.segments, arena, &self.routes, &self.counters, |_| Ok(()))?,
+            _ => planned.read(&self.segments, arena, &self.routes, &self.counters, |id| match steps {
+                Some(steps) => step(steps, &self.segments, id),
+                None => Ok(()),
+            })?,
         };
         if let Some(&first) = outcome.damaged.first() {
             Counters::add(&self.counters.checksum_failures, outcome.damaged.len() as u64);
@@ -102,8 +108,14 @@ impl Core {
     }
 
     /// Reads on a thread of its own, which has the arena meanwhile, and after the deadline keeps it.
-    fn read_watched(&self, planned: &Arc<Planned>, arena: &mut DeviceBuffer, deadline: Duration) -> Result<Outcome> {
-        let steps = Arc::new(Steps::default());
+    fn read_watched(
+        &self,
+        planned: &Arc<Planned>,
+        arena: &mut DeviceBuffer,
+        deadline: Duration,
+        steps: Option<&Arc<Steps>>,
+    ) -> Result<Outcome> {
+        let steps = steps.cloned().unwrap_or_default();
         let span = tracing::Span::current();
         let nothing = arena.device().allocate(0)?;
         let mut own = std::mem::replace(arena, nothing);
@@ -112,11 +124,8 @@ impl Core {
             let (segments, routes, counters) =
                 (Arc::clone(&self.segments), Arc::clone(&self.routes), Arc::clone(&self.counters));
             move || {
-                let begin = |id: SegmentId| match steps.take(id.get()) {
-                    true => Ok(()),
-                    false => Err(Error::Cancelled { operation: "read", path: segments.path_of(id) }),
-                };
                 let _span = span.enter();
+                let begin = |id| step(&steps, &segments, id);
                 let outcome = planned.read(&segments, &mut own, &routes, &counters, begin);
                 (own, outcome)
             }
@@ -257,23 +266,41 @@ impl Core {
         })
     }
 
-    fn count_get(&self, bytes: u64) {
+    pub(crate) fn count_get(&self, bytes: u64) {
         Counters::add(&self.counters.gets, 1);
         Counters::add(&self.counters.bytes_got, bytes);
     }
 }
 
+/// The read goes on, in a segment; an error where nobody waits for it.
+fn step(steps: &Steps, segments: &Segments, id: SegmentId) -> Result<()> {
+    if steps.take(id.get()) {
+        return Ok(());
+    }
+    Err(Error::Cancelled { operation: "read", path: segments.path_of(id) })
+}
+
 /// A read that is planned.
-struct Planned {
+pub(crate) struct Planned {
     extents: Vec<Extent>,
     plan: ReadPlan,
 }
 
 impl Planned {
-    fn new(entries: &[Arc<IndexEntry>], device: &Device) -> Arc<Planned> {
+    pub(crate) fn new(entries: &[Arc<IndexEntry>], device: &Device) -> Arc<Planned> {
         let extents: Vec<Extent> = entries.iter().map(|entry| extent_of(entry)).collect();
         let plan = ReadPlan::new(&extents, device.is_host());
         Arc::new(Planned { extents, plan })
+    }
+
+    /// How long an arena it needs.
+    pub(crate) fn arena_bytes(&self) -> u64 {
+        self.plan.arena_bytes
+    }
+
+    /// Where in the arena a value begins, by its place among the entries.
+    pub(crate) fn arena_offset(&self, index: usize) -> u64 {
+        self.plan.arena_offsets[index]
     }
 
     /// Carries it out; `begin` is called with the segment before each read, or some short ones, and ends it where it fails.
@@ -293,7 +320,8 @@ impl Planned {
     }
 }
 
-fn segment_file(segments: &Segments, id: SegmentId) -> Result<SegmentFile> {
+/// The file of a segment that an index entry names, and how far it goes.
+pub(crate) fn segment_file(segments: &Segments, id: SegmentId) -> Result<SegmentFile> {
     let (segment, file) = segments.file_of(id)?;
     Ok(SegmentFile { file, path: Arc::new(segment.path.clone()), sealed_end: segment.sealed_end() })
 }

@@ -15,6 +15,7 @@ use crate::store::core::Core;
 use crate::store::read::{check_range, info_of};
 use crate::store::reclaim::Epoch;
 use crate::store::scan::Scan;
+use crate::store::stream::Stream;
 use crate::tensor::{Tensor, TensorInfo, check_key};
 use alight_format::{Dtype, Seq};
 use parking_lot::Mutex;
@@ -91,6 +92,11 @@ impl Snapshot {
         Ok(&self.core)
     }
 
+    /// The parts, for who goes on reading when the store may be gone.
+    pub(crate) fn parts(&self) -> (Arc<Core>, Arc<Version>) {
+        (Arc::clone(&self.core), Arc::clone(&self.version))
+    }
+
     /// The number of the last commit that it sees; commits are counted from 1, those of compaction too.
     pub fn last_commit(&self) -> u64 {
         self.version.seq.get()
@@ -101,8 +107,9 @@ impl Snapshot {
     /// # Errors
     /// As [`Store::get`].
     pub fn get(&self, key: impl AsRef<[u8]>, device: &Device) -> Result<Tensor> {
-        let mut tensors = self.get_many([key], device)?;
-        Ok(tensors.pop().expect("one key makes one tensor"))
+        let core = self.core()?;
+        let entry = core.entry(&self.version, key.as_ref())?;
+        core.read_one(&entry, device).map_err(|error| core.explain(error))
     }
 
     /// As [`Store::get_many`].
@@ -131,6 +138,14 @@ impl Snapshot {
         core.read_many_into(&entries, arena)
     }
 
+    /// As [`Store::stream`].
+    pub fn stream<I: IntoIterator>(&self, keys: I, device: &Device) -> Stream<I::IntoIter>
+    where
+        I::Item: AsRef<[u8]>,
+    {
+        Stream::new(keys.into_iter(), self.clone(), device)
+    }
+
     /// As [`Store::get_into`].
     ///
     /// # Errors
@@ -143,7 +158,7 @@ impl Snapshot {
             let key = DisplayKey::from(key.as_ref());
             return Err(Error::DestinationTooSmall { key, needed: entry.length, available });
         }
-        core.read_into(&entry, destination).map_err(|error| core.explain(error))?;
+        core.read_one_into(&entry, destination).map_err(|error| core.explain(error))?;
         info_of(&entry)
     }
 

@@ -6,6 +6,7 @@
 //! - The device memory is shared by the copies, and kept for ever if the driver cannot say that they are done.
 //! - A stream goes back to its device only when it is idle and healthy.
 
+use std::any::Any;
 use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ pub(in crate::device) struct Copies {
     /// Taken at the end, when it goes back to the device.
     stream: Option<Stream>,
     /// What copies start from beside slots, kept until they are done.
-    sources: Mutex<Vec<Arc<PinnedMap>>>,
+    sources: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
 }
 
 impl Copies {
@@ -110,11 +111,26 @@ impl Copies {
         offset: u64,
     ) -> Result<()> {
         let (bytes, target) = (source.address(range), self.address(offset, range.len()));
-        self.sources.lock().push(Arc::clone(source));
+        self.sources.lock().push(Arc::<PinnedMap>::clone(source));
         // SAFETY: the target lies in memory that `self` shares until the copies are done, the source in pages that stay
         // mapped and pinned as long; both ranges were just checked. Nobody writes to a mapping for reading.
         unsafe { self.stream().copy_to_device(target, bytes, range.len()) }
             .map_err(|error| self.memory.device().context().error("copy to the device", error))
+    }
+
+    /// Enqueues a copy of a range of other memory of the same device to `offset` of this one's.
+    ///
+    /// # Panics
+    /// If the memory is another device's, or a range lies outside of its memory.
+    pub(in crate::device) fn bring(&self, source: &Arc<CudaMemory>, range: &Range<u64>, offset: u64) -> Result<()> {
+        assert!(std::ptr::eq(source.device(), self.memory.device()), "a copy between two devices");
+        let len = usize::try_from(range.end - range.start).expect("device memory fits the address space");
+        let (from, target) = (address_in(source, range.start, len), self.address(offset, len));
+        self.sources.lock().push(Arc::<CudaMemory>::clone(source));
+        // SAFETY: both ranges were just checked, and lie in memory that is shared until the copies are done. The caller
+        // borrows the source, so nobody writes to it, and has the target to himself.
+        unsafe { self.stream().copy_on_device(target, from, len) }
+            .map_err(|error| self.memory.device().context().error("copy on the device", error))
     }
 
     /// Writes the table of a gather to the end of a slot; `None` where copies are better, or all that is to be had.
@@ -214,10 +230,15 @@ impl Copies {
 
     /// The address of `len` bytes at `offset`, which lie in the memory.
     fn address(&self, offset: u64, len: usize) -> u64 {
-        let end = offset.checked_add(len as u64);
-        assert!(end.is_some_and(|end| end <= self.memory.len_bytes()), "a copy past the end of device memory");
-        self.memory.address() + offset
+        address_in(&self.memory, offset, len)
     }
+}
+
+/// The address of `len` bytes at `offset` of some memory, which lie in it.
+fn address_in(memory: &CudaMemory, offset: u64, len: usize) -> u64 {
+    let end = offset.checked_add(len as u64);
+    assert!(end.is_some_and(|end| end <= memory.len_bytes()), "a copy past the end of device memory");
+    memory.address() + offset
 }
 
 impl Drop for Copies {

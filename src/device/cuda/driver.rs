@@ -110,6 +110,8 @@ driver_functions! {
     copy_to_device = cuMemcpyHtoDAsync_v2(target: CUdeviceptr, source: *const c_void, len: usize, stream: CUstream);
     /// Enqueues a copy from device to host memory.
     copy_to_host = cuMemcpyDtoHAsync_v2(target: *mut c_void, source: CUdeviceptr, len: usize, stream: CUstream);
+    /// Enqueues a copy from device memory to other memory of the same device.
+    copy_on_device = cuMemcpyDtoDAsync_v2(target: CUdeviceptr, source: CUdeviceptr, len: usize, stream: CUstream);
     /// Enqueues the filling of device memory with a 32-bit word, counted in words.
     fill_words = cuMemsetD32Async(target: CUdeviceptr, word: c_uint, count: usize, stream: CUstream);
     /// Loads code, compiled for this device where it is PTX.

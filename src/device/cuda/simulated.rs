@@ -44,6 +44,8 @@ thread_local! {
 pub(crate) struct Gpu {
     allocations: BTreeMap<u64, Vec<u8>>,
     next_address: u64,
+    /// The most that was ever allocated at once.
+    peak_bytes: u64,
     pinned: BTreeMap<usize, usize>,
     streams: BTreeMap<usize, Queue>,
     /// What each event was last recorded behind: a stream and the number of its last job.
@@ -76,6 +78,11 @@ enum Job {
     ToHost {
         target: Range<usize>,
         source: u64,
+    },
+    OnDevice {
+        target: u64,
+        source: u64,
+        len: usize,
     },
     Fill {
         target: u64,
@@ -142,6 +149,12 @@ impl Simulated {
         self.gpu.lock().allocations.values().map(|bytes| bytes.len() as u64).sum()
     }
 
+    /// The most that was allocated at once since it was last asked for.
+    pub(crate) fn take_peak_bytes(&self) -> u64 {
+        let allocated = self.allocated_bytes();
+        std::mem::replace(&mut self.gpu.lock().peak_bytes, allocated)
+    }
+
     pub(crate) fn streams(&self) -> usize {
         self.gpu.lock().streams.len()
     }
@@ -198,7 +211,11 @@ impl Gpu {
                     .chain(gathered(copies).iter().map(|copy| host_range(copy.source, copy.len)))
                     .any(|used| used.start < range.end && range.start < used.end)
             }
-            Job::ToDevice { .. } | Job::Foreign { .. } | Job::Fill { .. } | Job::Checksums { .. } => false,
+            Job::ToDevice { .. }
+            | Job::OnDevice { .. }
+            | Job::Foreign { .. }
+            | Job::Fill { .. }
+            | Job::Checksums { .. } => false,
         })
     }
 
@@ -238,6 +255,10 @@ impl Gpu {
 
     fn execute(&mut self, job: Job) {
         match job {
+            Job::OnDevice { target, source, len } => {
+                let bytes = self.device_bytes(source, len).to_vec();
+                self.device_bytes(target, len).copy_from_slice(&bytes);
+            }
             Job::Fill { target, words, word } => {
                 let bytes = self.device_bytes(target, words * 4);
                 bytes.as_chunks_mut().0.iter_mut().for_each(|place| *place = word.to_le_bytes());
@@ -296,6 +317,7 @@ fn device_addresses(job: &Job) -> Vec<u64> {
         | Job::ToHost { source: device, .. }
         | Job::Fill { target: device, .. }
         | Job::Foreign { device, .. } => vec![*device],
+        Job::OnDevice { target, source, .. } => vec![*target, *source],
         Job::Checksums { ranges, crcs, .. } => vec![*ranges, *crcs],
         Job::Gather { copies } => gathered(copies).iter().map(|copy| copy.target).collect(),
     }
@@ -359,6 +381,7 @@ static DRIVER: Driver = Driver {
     host_device_address,
     copy_to_device,
     copy_to_host,
+    copy_on_device,
     fill_words,
     module_load,
     module_function,
@@ -449,6 +472,7 @@ unsafe extern "C" fn memory_allocate(address: *mut CUdeviceptr, len: usize) -> C
         unsafe { *address = gpu.next_address };
         // Not zeros: new device memory holds anything.
         gpu.allocations.insert(gpu.next_address, vec![0xa5; len]);
+        gpu.peak_bytes = gpu.peak_bytes.max((used + len) as u64);
         gpu.next_address += (len as u64).next_multiple_of(512) + 512;
         Ok(())
     })
@@ -508,6 +532,14 @@ unsafe extern "C" fn copy_to_host(target: *mut c_void, source: CUdeviceptr, len:
         // SAFETY: the caller's range is valid during the call.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), target.cast::<u8>(), len) };
         Ok(())
+    })
+}
+
+unsafe extern "C" fn copy_on_device(target: CUdeviceptr, source: CUdeviceptr, len: usize, stream: CUstream) -> Code {
+    on_current(|gpu| {
+        gpu.device_bytes(target, len);
+        gpu.device_bytes(source, len);
+        gpu.enqueue(stream.addr(), Job::OnDevice { target, source, len })
     })
 }
 

@@ -66,6 +66,22 @@ impl Stream {
         unsafe { entered.driver.copy_to_host(target.cast::<c_void>(), source, len, self.raw) }
     }
 
+    /// Enqueues a copy to other memory of the same device.
+    ///
+    /// # Safety
+    /// Both ranges are valid, nothing writes to either or reads the target, and nothing frees either, until the stream has
+    /// passed the copy.
+    pub(super) unsafe fn copy_on_device(
+        &self,
+        target: CUdeviceptr,
+        source: CUdeviceptr,
+        len: usize,
+    ) -> Result<(), CudaError> {
+        let entered = self.context.enter()?;
+        // SAFETY: the caller answers for the ranges; the stream is alive and the context current.
+        unsafe { entered.driver.copy_on_device(target, source, len, self.raw) }
+    }
+
     /// Enqueues the filling of device memory with a word, `count` times.
     ///
     /// # Safety

@@ -169,3 +169,23 @@ fn devices_are_told_apart() {
     assert_eq!(a.handle().to_string(), format!("cuda:{ordinal}"));
     assert_eq!((a.handle().name(), a.handle().is_host()), ("Simulated GPU", false));
 }
+
+#[test]
+fn a_copy_on_the_device_that_fails_is_an_error_and_frees_nothing_in_use() {
+    for loses_gpu in [false, true] {
+        for failing in 0..12 {
+            let gpu = Simulated::new();
+            let device = gpu.handle();
+            let (mut source, mut target) = (device.allocate(5000).unwrap(), device.allocate(5000).unwrap());
+            source.copy_from_host(0, &[3; 5000]).unwrap();
+            gpu.fail_after(failing, if loses_gpu { LOST } else { INVALID_VALUE }, loses_gpu);
+            let outcome = target.copy_from(1, &[(&source, 0..2000), (&source, 7..1007)]);
+            // The simulation ends the process where memory goes under a copy.
+            drop(source);
+            if outcome.is_ok() && !loses_gpu {
+                gpu.fail_no_more();
+                assert_eq!(contents(&target)[1..3001], [3; 3000]);
+            }
+        }
+    }
+}

@@ -339,3 +339,53 @@ fn a_transfer_larger_than_the_ring_goes_through_it_from_four_threads() {
         });
     }
 }
+
+#[test]
+fn pieces_of_other_buffers_are_copied_one_behind_the_other() {
+    for device in backends() {
+        let mut random = Random::new(21);
+        let sources: Vec<(Vec<u8>, DeviceBuffer)> = [1, 4096, 300_000]
+            .into_iter()
+            .map(|len| {
+                let bytes = random.bytes(len);
+                let mut buffer = device.allocate(len as u64).unwrap();
+                buffer.copy_from_host(0, &bytes).unwrap();
+                (bytes, buffer)
+            })
+            .collect();
+        for _ in 0..50 {
+            let mut expected = random.bytes(700_000);
+            let mut target = device.allocate(expected.len() as u64).unwrap();
+            target.copy_from_host(0, &expected).unwrap();
+            let offset = random.below(1000);
+            let mut at = offset;
+            let pieces: Vec<(&DeviceBuffer, std::ops::Range<u64>)> = (0..random.below(5))
+                .map(|_| {
+                    let (bytes, buffer) = &sources[random.below(3)];
+                    let start = random.below(bytes.len() + 1);
+                    let end = start + random.below((bytes.len() - start + 1).min(150_000));
+                    expected[at..at + end - start].copy_from_slice(&bytes[start..end]);
+                    at += end - start;
+                    (buffer, start as u64..end as u64)
+                })
+                .collect();
+            target.copy_from(offset as u64, &pieces).unwrap();
+            assert!(contents(&target) == expected, "{pieces:?} to {offset} on {device}");
+        }
+        let mut target = device.allocate(10).unwrap();
+        target.copy_from_host(0, &[7; 10]).unwrap();
+        let whole = &sources[1].1;
+        let elsewhere = Simulated::new().handle().allocate(4).unwrap();
+        for (offset, pieces) in [
+            (0, vec![(whole, 0..8), (whole, 0..3)]),
+            (11, vec![(whole, 0..0)]),
+            (0, vec![(whole, 4090..4097)]),
+            (u64::MAX, vec![(whole, 0..1)]),
+            (0, vec![(whole, 0..2), (&elsewhere, 0..2)]),
+        ] {
+            let error = target.copy_from(offset, &pieces).unwrap_err();
+            assert!(matches!(error, Error::Device { .. }), "{error}");
+        }
+        assert_eq!(contents(&target), [7; 10], "nothing was copied");
+    }
+}

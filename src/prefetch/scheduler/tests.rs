@@ -105,6 +105,58 @@ fn slots_come_back_and_everything_is_counted() {
 }
 
 #[test]
+fn a_range_is_there_when_all_its_extents_are_and_counts_once() {
+    let now = Instant::now();
+    let mut scheduler = scheduler(3, 16, 48);
+    read_on(&mut scheduler, 0..4, 16, 1000, now);
+    let one = scheduler.next(now).unwrap();
+    assert_eq!(scheduler.lookup_range(64..81), RangeLookup::Miss, "its end waits for a slot");
+    let two = scheduler.next(now).unwrap();
+    assert_eq!(scheduler.lookup_range(70..90), RangeLookup::Late);
+    assert_eq!(scheduler.held(70..90), Some(vec![one.clone(), two.clone()]));
+    scheduler.filled(one.slot);
+    assert_eq!(scheduler.lookup_range(79..81), RangeLookup::Late);
+    scheduler.filled(two.slot);
+    assert_eq!(scheduler.lookup_range(79..96), RangeLookup::Hit);
+    assert_eq!((scheduler.held(63..70), scheduler.held(90..97), scheduler.held(5..5)), (None, None, Some(Vec::new())));
+    assert_eq!(scheduler.lookup_range(90..97), RangeLookup::Miss);
+    let stats = scheduler.stats();
+    assert_eq!((stats.hits, stats.late, stats.misses), (1, 2, 2));
+    scheduler.reset();
+    assert_eq!(scheduler.stats().wasted, 0, "both were looked up");
+}
+
+#[test]
+fn without_a_guess_nothing_is_fetched_before_a_pattern_shows() {
+    let now = Instant::now();
+    let options = PrefetchOptions { guess: false, ..PrefetchOptions::new(4, 16, 64, 4) };
+    let mut scheduler = PrefetchScheduler::new(options);
+    let places = [900, 20, 500, 130, 810, 333, 7, 640];
+    let made: usize = places.iter().map(|&at| scheduler.access(at..at + 8, 1000, now)).sum();
+    assert_eq!((made, scheduler.stats().scheduled), (0, 0));
+    scheduler.reset();
+    read_on(&mut scheduler, 0..3, 16, 1000, now);
+    assert_eq!(scheduler.next(now), None);
+    read_on(&mut scheduler, 3..4, 16, 1000, now);
+    assert_eq!(scheduler.next(now).unwrap().range, 64..80);
+}
+
+#[test]
+fn nothing_outside_of_a_file_is_expected_whichever_way_it_is_read() {
+    let now = Instant::now();
+    for backwards in [false, true] {
+        let mut scheduler = scheduler(8, 16, 128);
+        for n in 0..4 {
+            let step = if backwards { 7 - n } else { n + 4 };
+            let at = 10_000 + step * 100;
+            scheduler.access_within(at..at + 8, 10_200..10_950, now);
+        }
+        let ends = if backwards { vec![10_300..10_308, 10_200..10_208] } else { vec![10_800..10_808, 10_900..10_908] };
+        assert_eq!(take(&mut scheduler, now), ends);
+    }
+}
+
+#[test]
 fn what_the_reader_left_behind_is_given_up_and_counted_as_wasted() {
     let now = Instant::now();
     let mut scheduler = scheduler(3, 16, 48);
