@@ -2,6 +2,7 @@
 
 use alight_format::{combine, limits};
 
+use crate::device::transfer::Wait;
 use crate::error::Result;
 use crate::tensor::TensorRef;
 
@@ -46,6 +47,8 @@ impl<'a> Blob<'a> {
 /// Reads blobs as the payload they make, front to back, once.
 pub(crate) struct PayloadStream<'a, 'b> {
     blobs: &'b mut [Blob<'a>],
+    /// How a GPU is waited for.
+    wait: &'b Wait<'b>,
     next: usize,
     position: u64,
     /// Zeros that are still to come before the payload begins.
@@ -56,8 +59,8 @@ pub(crate) struct PayloadStream<'a, 'b> {
 
 impl<'a, 'b> PayloadStream<'a, 'b> {
     /// The blobs lie in rising order. `lead` zeros come before the payload.
-    pub(crate) fn new(blobs: &'b mut [Blob<'a>], lead: u64) -> Self {
-        Self { blobs, next: 0, position: 0, lead, chunk: crc32fast::Hasher::new() }
+    pub(crate) fn new(blobs: &'b mut [Blob<'a>], lead: u64, wait: &'b Wait<'b>) -> Self {
+        Self { blobs, wait, next: 0, position: 0, lead, chunk: crc32fast::Hasher::new() }
     }
 
     /// Fills the next bytes of the payload; the gaps between blobs are zeros.
@@ -85,7 +88,7 @@ impl<'a, 'b> PayloadStream<'a, 'b> {
             let to_chunk = limits::CHUNK_BYTES - done % limits::CHUNK_BYTES;
             let take = to_chunk.min(blob.end() - self.position).min(rest.len() as u64) as usize;
             let (piece, after) = rest.split_at_mut(take);
-            blob.source.read_at(done, piece)?;
+            blob.source.read_at(done, piece, self.wait)?;
             self.chunk.update(piece);
             self.position += take as u64;
             rest = after;
@@ -159,7 +162,7 @@ mod tests {
                 bytes.iter().zip(&offsets).map(|(bytes, &offset)| Blob::new(bytes.into(), offset)).collect();
             let lead = window as u64 / 3;
             let mut filled = vec![0xAA; (lead + payload_len) as usize];
-            let mut stream = PayloadStream::new(&mut blobs, lead);
+            let mut stream = PayloadStream::new(&mut blobs, lead, &|wait| wait());
             filled.chunks_mut(window).for_each(|window| stream.fill(window).unwrap());
             stream.finish();
             let (zeros, payload) = filled.split_at(lead as usize);

@@ -32,7 +32,7 @@ pub struct Metrics {
     pub bytes_cufile: u64,
     /// Reads that cuFile was chosen for and another route served, since cuFile failed or could not be used.
     pub step_downs: u64,
-    /// Reads that were given up since they made no progress.
+    /// Calls that were given up since they made no progress.
     pub timeouts: u64,
     /// How long `get` and `get_many` took, by the route that brought most of it.
     pub reads: [ReadTimes; ReadRoute::ALL.len()],
@@ -193,7 +193,7 @@ impl Metrics {
             ("gets_total", "Values read.", self.gets),
             ("got_bytes_total", "Bytes of payload read and verified.", self.bytes_got),
             ("step_downs_total", "Reads that cuFile was chosen for and another route served.", self.step_downs),
-            ("timeouts_total", "Reads given up since they made no progress.", self.timeouts),
+            ("timeouts_total", "Calls given up since they made no progress.", self.timeouts),
             ("checksum_failures_total", "Values whose checksum did not match.", self.checksum_failures),
             ("index_flushes_total", "Times the index was written out.", self.index_flushes),
             ("index_flush_failures_total", "Flushes of the index that failed.", self.index_flush_failures),

@@ -1,18 +1,20 @@
 //! Group commit: threads that commit at the same time share one write and one sync.
 //!
-//! Whoever finds nobody at work leads: it takes what is queued, its own commit among it, carries it through all stages,
+//! Whoever finds nobody at work sees to it that somebody leads: takes what is queued, carries it through all stages,
 //! and wakes everybody at once. The others sleep meanwhile and take no lock that the leader needs. (A first form let
 //! each thread pass through the log's and the sync's mutex in turn; waking sixteen of them one after another cost more
-//! than the disk.)
+//! than the disk.) A leader with a thread of its own goes on with what was queued meanwhile, and nobody need be woken for that.
 //!
 //! # Invariants
 //! - One leader at a time, and one whenever something is queued and nobody is done with it.
 //! - Every commit is carried out once, in the order in which it was queued.
+//! - Who waits no longer leaves its commit to the leader.
 
 use std::collections::VecDeque;
 use std::sync::PoisonError;
 
 use crate::error::{Error, Result};
+use crate::io::Patience;
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 /// The queue of commits of type `C`.
@@ -33,6 +35,15 @@ struct Ticket<C> {
     outcome: Outcome,
 }
 
+/// How much a leader does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// One group: the leader has a commit of its own to return with.
+    OneGroup,
+    /// Whatever is queued.
+    All,
+}
+
 /// What became of a commit, once its leader knows.
 type Outcome = Arc<Mutex<Option<Result<()>>>>;
 
@@ -42,11 +53,12 @@ impl<C> Default for Group<C> {
     }
 }
 
-/// The leader's part. However it ends, the lead is given up and every commit it took has an outcome: a panic must not
-/// leave the others asleep.
+/// The leader's part in one group. However it ends, every commit it took has an outcome: a panic must not leave the others
+/// asleep, nor the lead taken.
 struct Lead<'a, C> {
     group: &'a Group<C>,
     outcomes: Vec<Outcome>,
+    goes_on: bool,
 }
 
 impl<C> Drop for Lead<'_, C> {
@@ -56,44 +68,75 @@ impl<C> Drop for Lead<'_, C> {
                 Err(Error::WritesRefused { cause: "the thread that wrote for others panicked".into() })
             });
         }
-        self.group.lock().leading = false;
+        // Under the lock, so that nobody looks at its outcome before and sleeps after.
+        self.group.lock().leading = self.goes_on;
         self.group.done.notify_all();
     }
 }
 
 impl<C> Group<C> {
-    /// Has a commit carried out, by this thread or another, and returns its outcome. `carry_out` gets commits of at most
-    /// `group_bytes` together, or one, and answers for each.
+    /// Has a commit carried out, and returns its outcome. Where nobody leads it calls `lead`, which has
+    /// [`carry_on`](Group::carry_on) called, by this thread or another. `None` once its patience is over.
     pub(crate) fn commit(
         &self,
         commit: C,
         size_bytes: u64,
-        group_bytes: u64,
-        carry_out: impl Fn(Vec<C>) -> Vec<Result<()>>,
-    ) -> Result<()> {
+        lead: impl Fn(),
+        mut patience: Option<Patience<'_>>,
+    ) -> Option<Result<()>> {
         let outcome = Outcome::default();
         let mut state = self.lock();
         state.queue.push_back(Ticket { commit, size_bytes, outcome: Arc::clone(&outcome) });
         loop {
             if let Some(outcome) = locked(&outcome).take() {
-                return outcome;
+                return Some(outcome);
             }
-            if state.leading {
-                state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+            if !state.leading {
+                state.leading = true;
+                drop(state);
+                lead();
+                state = self.lock();
                 continue;
             }
-            state.leading = true;
-            let tickets = take(&mut state.queue, group_bytes);
-            drop(state);
+            let Some(patience) = &mut patience else {
+                state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let (woken, waited) =
+                self.done.wait_timeout(state, patience.pause()).unwrap_or_else(PoisonError::into_inner);
+            if waited.timed_out() && locked(&outcome).is_none() && patience.is_over() {
+                return None;
+            }
+            state = woken;
+        }
+    }
+
+    /// Leads, for who was told to by [`commit`](Group::commit): until nothing is queued, or through one group. `carry_out` gets
+    /// commits of at most `group_bytes` together, or one, and answers for each.
+    pub(crate) fn carry_on(&self, extent: Extent, group_bytes: u64, carry_out: impl Fn(Vec<C>) -> Vec<Result<()>>) {
+        loop {
+            let tickets = {
+                let mut state = self.lock();
+                let tickets = take(&mut state.queue, group_bytes);
+                // Under the same lock: whoever queues later finds nobody at work.
+                state.leading = !tickets.is_empty();
+                tickets
+            };
+            if tickets.is_empty() {
+                return;
+            }
             let (commits, outcomes) = tickets.into_iter().map(|ticket| (ticket.commit, ticket.outcome)).unzip();
-            let lead = Lead { group: self, outcomes };
+            let mut lead = Lead { group: self, outcomes, goes_on: false };
             let results = carry_out(commits);
             assert_eq!(results.len(), lead.outcomes.len(), "every commit has one outcome");
             for (outcome, result) in lead.outcomes.iter().zip(results) {
                 *locked(outcome) = Some(result);
             }
+            lead.goes_on = extent == Extent::All;
             drop(lead);
-            state = self.lock();
+            if extent == Extent::OneGroup {
+                return;
+            }
         }
     }
 
@@ -122,7 +165,10 @@ fn take<C>(queue: &mut VecDeque<Ticket<C>>, group_bytes: u64) -> Vec<Ticket<C>> 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::io::Watched;
+    use crate::io::fixtures::Gate;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::time::Duration;
 
     #[test]
     fn every_commit_is_carried_out_once_by_one_leader_at_a_time() {
@@ -134,7 +180,7 @@ mod tests {
                 let (group, working, groups, done) = (&group, &working, &groups, &done);
                 scope.spawn(move || {
                     for n in 0..300usize {
-                        let outcome = group.commit((thread, n), 1 + n as u64 % 5, 7, |commits| {
+                        let carry_out = |commits: Vec<(usize, usize)>| {
                             assert!(!working.swap(true, Ordering::SeqCst), "two leaders");
                             assert!(!commits.is_empty());
                             groups.fetch_add(1, Ordering::Relaxed);
@@ -143,7 +189,15 @@ mod tests {
                             done.lock().unwrap().extend(commits);
                             working.store(false, Ordering::SeqCst);
                             results
-                        });
+                        };
+                        // By itself, or by a thread of its own.
+                        let lead = || match thread % 2 {
+                            0 => group.carry_on(Extent::OneGroup, 7, carry_out),
+                            _ => {
+                                scope.spawn(move || group.carry_on(Extent::All, 7, carry_out));
+                            }
+                        };
+                        let outcome = group.commit((thread, n), 1 + n as u64 % 5, lead, None).unwrap();
                         assert_eq!(outcome.is_err(), n % 10 == 3, "each gets its own outcome");
                     }
                 });
@@ -170,12 +224,15 @@ mod tests {
                 scope.spawn(move || {
                     for n in 0..50usize {
                         let run = std::panic::AssertUnwindSafe(|| {
-                            group.commit((), 1, 100, |commits| {
-                                assert!(!(thread == 0 && n == 20), "a planted panic");
-                                commits.iter().map(|()| Ok(())).collect()
-                            })
+                            let lead = || {
+                                group.carry_on(Extent::OneGroup, 100, |commits| {
+                                    assert!(!(thread == 0 && n == 20), "a planted panic");
+                                    commits.iter().map(|()| Ok(())).collect()
+                                });
+                            };
+                            group.commit((), 1, lead, None)
                         });
-                        if !matches!(std::panic::catch_unwind(run), Ok(Ok(()))) {
+                        if !matches!(std::panic::catch_unwind(run), Ok(Some(Ok(())))) {
                             failed.fetch_add(1, Ordering::Relaxed);
                         }
                     }
@@ -183,6 +240,32 @@ mod tests {
             }
         });
         assert!(failed.into_inner() <= 6);
+    }
+
+    #[test]
+    fn who_waits_no_longer_leaves_its_commit_to_the_leader() {
+        let (watched, group, carried) = (Watched::default(), Group::default(), AtomicUsize::new(0));
+        let gate = Gate::default();
+        gate.close();
+        let steps = watched.steps();
+        std::thread::scope(|scope| {
+            let (group, gate, carried) = (&group, &gate, &carried);
+            let lead = || {
+                scope.spawn(move || {
+                    group.carry_on(Extent::All, 1, |commits: Vec<u32>| {
+                        gate.pass();
+                        carried.fetch_add(commits.len(), Ordering::Relaxed);
+                        commits.iter().map(|_| Ok(())).collect()
+                    });
+                });
+            };
+            let patience = || Some(steps.patience(Duration::from_millis(50)));
+            assert!(group.commit(1, 1, lead, patience()).is_none());
+            assert!(group.commit(2, 1, || panic!("somebody leads"), patience()).is_none());
+            gate.open();
+            assert!(matches!(group.commit(3, 1, lead, None), Some(Ok(()))));
+        });
+        assert_eq!(carried.into_inner(), 3);
     }
 }
 
@@ -202,16 +285,8 @@ mod loom_tests {
             let commit = |n: usize| {
                 let (group, done) = (Arc::clone(&group), Arc::clone(&done));
                 move || {
-                    let outcome = group.commit(n, 1, 2, |commits| {
-                        assert!(!std::mem::replace(&mut done.lock().unwrap().0, true), "two leaders");
-                        assert!((1..=2).contains(&commits.len()));
-                        // Others come while this one is at work.
-                        thread::yield_now();
-                        let mut done = done.lock().unwrap();
-                        done.0 = false;
-                        done.1.extend(&commits);
-                        commits.iter().map(|&n| if n == 1 { Err(Error::Closed) } else { Ok(()) }).collect()
-                    });
+                    let lead = || group.carry_on(Extent::OneGroup, 2, |commits| carry_out(&done, &commits));
+                    let outcome = group.commit(n, 1, lead, None).unwrap();
                     assert_eq!(outcome.is_err(), n == 1, "each gets its own outcome");
                 }
             };
@@ -222,6 +297,49 @@ mod loom_tests {
             let mut done = std::mem::take(&mut done.lock().unwrap().1);
             done.sort_unstable();
             assert_eq!(done, [0, 1, 2, 3]);
+        });
+    }
+
+    type Done = Mutex<(bool, Vec<usize>)>;
+
+    fn carry_out(done: &Done, commits: &[usize]) -> Vec<Result<()>> {
+        assert!(!std::mem::replace(&mut done.lock().unwrap().0, true), "two leaders");
+        assert!((1..=2).contains(&commits.len()));
+        // Others come while this one is at work.
+        thread::yield_now();
+        let mut done = done.lock().unwrap();
+        done.0 = false;
+        done.1.extend(commits);
+        commits.iter().map(|&n| if n == 1 { Err(Error::Closed) } else { Ok(()) }).collect()
+    }
+
+    /// Two threads, and those that lead for them.
+    #[test]
+    fn threads_that_lead_for_others_leave_nobody_asleep() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(2);
+        model.check(|| {
+            let group: Arc<Group<usize>> = Arc::new(Group::default());
+            let done: Arc<Done> = Arc::new(Mutex::new((false, Vec::new())));
+            let commit = |n: usize| {
+                let (group, done) = (Arc::clone(&group), Arc::clone(&done));
+                move || {
+                    let lead = || {
+                        let (group, done) = (Arc::clone(&group), Arc::clone(&done));
+                        thread::spawn(move || {
+                            group.carry_on(Extent::All, 2, |commits| carry_out(&done, &commits));
+                        });
+                    };
+                    let outcome = group.commit(n, 1, lead, None).unwrap();
+                    assert_eq!(outcome.is_err(), n == 1, "each gets its own outcome");
+                }
+            };
+            let other = thread::spawn(commit(1));
+            commit(0)();
+            other.join().unwrap();
+            let mut done = std::mem::take(&mut done.lock().unwrap().1);
+            done.sort_unstable();
+            assert_eq!(done, [0, 1]);
         });
     }
 }

@@ -25,6 +25,7 @@ mod limit;
 mod manifest;
 mod open;
 mod options;
+mod payload;
 mod publish;
 mod read;
 mod readers;
@@ -40,6 +41,7 @@ mod space;
 mod stat;
 mod unsettled;
 mod verify;
+mod watch;
 
 pub use backup::{BackupProgress, BackupReport};
 pub use batch::Batch;
