@@ -238,6 +238,14 @@ impl<'a> TensorRef<'a> {
         }
     }
 
+    /// The GPU's memory that the bytes are in, and where in it.
+    pub(crate) fn on_device(&self) -> Option<(&'a Arc<DeviceBuffer>, Range<u64>)> {
+        match self.source {
+            Source::Device(tensor) => Some((tensor.buffer(), tensor.range())),
+            Source::Host(_) | Source::Reader(..) => None,
+        }
+    }
+
     /// Where the bytes are. A tensor on the host counts as host memory.
     #[cfg(test)]
     pub(crate) fn source(&self) -> Source<'a> {

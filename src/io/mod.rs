@@ -29,7 +29,7 @@ pub(crate) use handed::hand_chunks;
 pub(crate) use payload::{Blob, PayloadStream, lay_out};
 pub(crate) use plan::{Extent, ReadPlan};
 pub(crate) use pump::pump;
-pub(crate) use read::{Outcome, SegmentFile, execute, read_chunks};
+pub(crate) use read::{CHECK_ON_DEVICE_BYTES_MIN, Outcome, SegmentFile, execute, read_chunks};
 pub use routes::RouteChoice;
 pub(crate) use routes::Routes;
 pub(crate) use watched::{Job, Patience, Steps, Waited, Watched, step};

@@ -77,7 +77,7 @@ pub(crate) struct Outcome {
 /// From this many bytes on, a GPU takes the checksums itself, once everything has landed: it reads its memory some fifty
 /// times faster than the bus fills it. Below, the threads that read take them while the bytes are hot, which saves waiting for
 /// a kernel.
-const CHECK_ON_DEVICE_BYTES_MIN: u64 = 8 << 20;
+pub(crate) const CHECK_ON_DEVICE_BYTES_MIN: u64 = 8 << 20;
 
 /// Carries out `plan` into `arena`, which is at least as long as the plan says. Blocks until every byte is there and
 /// checked. Host memory: nothing but the ring of slots, for a GPU.

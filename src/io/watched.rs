@@ -75,6 +75,11 @@ pub(crate) fn step() -> bool {
     CURRENT.with_borrow(|current| current.as_ref().is_none_or(|steps| steps.go_on()))
 }
 
+/// The steps of the work that this thread does, for others that do part of it.
+pub(crate) fn current() -> Option<Arc<Steps>> {
+    CURRENT.with_borrow(Clone::clone)
+}
+
 /// Makes the steps of this thread those of some work, while it lives.
 pub(crate) struct Entered(Option<Arc<Steps>>);
 

@@ -118,6 +118,11 @@ impl<'a> Batch<'a> {
     /// stream of the payload and two syncs above. Takes 10 MiB of memory at most for
     /// the payload, whatever its length, and under 1 KiB for each change.
     ///
+    /// A tensor's bytes must not change meanwhile: on a GPU, who writes to its memory through another library must have
+    /// finished before (see [`DeviceBuffer::device_ptr`](crate::DeviceBuffer::device_ptr)). Values of 8 MiB and more in a GPU's
+    /// memory may go straight to the disk from there (see [`StoreOptions::route`](crate::StoreOptions::route)): they are read
+    /// once for the checksum and once to be written.
+    ///
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::Closed`], [`Error::WritesRefused`], [`Error::Io`] from the disk, and whatever
     /// reading a tensor from its device says. [`Error::Timeout`] where the disk does not come back (see

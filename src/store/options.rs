@@ -125,9 +125,10 @@ impl StoreOptions {
         self
     }
 
-    /// By which route values reach a GPU, from 8 MiB in one `get` or `get_many` on; [`RouteChoice::Auto`] at first. Smaller
-    /// reads take the staged route always: their checksums are taken on the way. Where cuFile fails or cannot be used, the
-    /// staged route serves; that is logged once and counted in [`Metrics::step_downs`](crate::Metrics::step_downs).
+    /// By which route values reach a GPU, from 8 MiB in one `get` or `get_many` on, and by which values of 8 MiB and more
+    /// that are put from a GPU's memory reach the disk; [`RouteChoice::Auto`] at first. What is smaller takes the staged route
+    /// always: its checksums are taken on the way. Where cuFile fails or cannot be used, the staged route serves; that is logged
+    /// once and counted in [`Metrics::step_downs`](crate::Metrics::step_downs).
     pub fn route(mut self, route: RouteChoice) -> Self {
         self.route = route;
         self
