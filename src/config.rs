@@ -71,7 +71,15 @@ pub(crate) const READ_BYTES: usize = 1 << 20;
 /// How long a large read may go without any progress: far longer than any healthy disk takes for a mebibyte.
 pub(crate) const READ_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Reads from this length on have a deadline: for shorter ones handing them to another thread would show.
+/// How long a write or a sync may. A commit that is given up costs the store its writes, so this is longer than Linux takes
+/// to give a request up itself: 30 s, and five more tries with SCSI.
+pub(crate) const WRITE_DEADLINE: Duration = Duration::from_secs(200);
+
+/// Windows of [`READ_BYTES`] between the thread that reads a large value and the caller whom it is handed to, one of them in
+/// the caller's hands.
+pub(crate) const HANDED_WINDOWS: usize = 4;
+
+/// Reads from this length on have a deadline: for shorter ones handing them to another thread (6 µs) would show.
 pub(crate) const WATCHED_BYTES_MIN: u64 = 4 << 20;
 
 /// What a stream reads ahead when nothing else is asked for: four windows that each go at a large read's rate.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use alight_format::Dtype;
 
-use crate::device::transfer::download_into;
+use crate::device::transfer::{Wait, download_into};
 use crate::device::{Device, DeviceBuffer};
 use crate::error::{DisplayKey, Error, Result};
 use crate::limits::{DIMS_MAX, KEY_BYTES_MAX};
@@ -224,17 +224,25 @@ impl<'a> TensorRef<'a> {
         self.len_bytes
     }
 
-    /// Copies some of the bytes into host memory, from wherever they are. Blocks.
-    pub(crate) fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    /// Copies some of the bytes into host memory, from wherever they are. Blocks; for a GPU by `wait`.
+    pub(crate) fn read_at(&self, offset: u64, buf: &mut [u8], wait: &Wait<'_>) -> Result<()> {
         match self.source {
             Source::Host(bytes) => {
                 buf.copy_from_slice(&bytes[offset as usize..][..buf.len()]);
                 Ok(())
             }
-            Source::Device(tensor) => download_into(tensor.buffer(), tensor.range().start + offset, buf),
+            Source::Device(tensor) => download_into(tensor.buffer(), tensor.range().start + offset, buf, wait),
             Source::Reader(reader, start) => {
                 reader.read_exact_at(buf, start + offset).map_err(|source| Error::Source { source })
             }
+        }
+    }
+
+    /// The GPU's memory that the bytes are in, and where in it.
+    pub(crate) fn on_device(&self) -> Option<(&'a Arc<DeviceBuffer>, Range<u64>)> {
+        match self.source {
+            Source::Device(tensor) => Some((tensor.buffer(), tensor.range())),
+            Source::Host(_) | Source::Reader(..) => None,
         }
     }
 

@@ -242,3 +242,44 @@ fn a_stream_to_the_gpu_brings_every_tensor_in_its_place() {
         }
     }
 }
+
+/// In cuFile's compatibility mode where the machine has no direct path.
+#[test]
+fn the_same_values_leave_a_gpu_by_every_route() {
+    let Some(gpu) = require(Device::cuda(0)) else { return };
+    let Some(cufile) = require(CuFile::get()) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    if require(cufile.open(folder.path().join("probe"), Access::ReadWrite)).is_none() {
+        return;
+    }
+    let values: Vec<Vec<u8>> =
+        [9 << 20, 5000, (33 << 20) + 7, 1, 4096, 70 << 20].iter().map(|&len| bytes(len as u64, len)).collect();
+    let tensors: Vec<Tensor> =
+        values.iter().map(|value| Tensor::from_host(Dtype::U8, &[value.len() as u64], value, &gpu).unwrap()).collect();
+    for route in [RouteChoice::Auto, RouteChoice::Staged, RouteChoice::CuFile] {
+        let path = folder.path().join(format!("{route:?}"));
+        let store = Store::options().create(true).route(route).open(&path).unwrap();
+        let mut batch = store.batch();
+        for (n, tensor) in tensors.iter().enumerate() {
+            batch.put(format!("{n}"), tensor).unwrap();
+        }
+        batch.commit().unwrap();
+        store.put("alone", &tensors[2]).unwrap();
+        let metrics = store.metrics();
+        println!("{route:?}: {} of {} bytes by cuFile", metrics.bytes_put_cufile, metrics.bytes_put);
+        assert_eq!(metrics.step_downs, 0, "{route:?}");
+        match route {
+            RouteChoice::CuFile => assert_eq!(metrics.bytes_put_cufile, (9 + 33 + 70 + 33) << 20),
+            RouteChoice::Staged => assert_eq!(metrics.bytes_put_cufile, 0),
+            _ => {}
+        }
+        store.close().unwrap();
+        let store = Store::options().read_only(true).open(&path).unwrap();
+        for (n, value) in values.iter().enumerate() {
+            let got = store.get(format!("{n}"), &Device::host()).unwrap();
+            assert!(got.as_host().unwrap() == value, "{} bytes, {route:?}", value.len());
+        }
+        assert!(store.get("alone", &gpu).unwrap().to_host().unwrap() == values[2], "{route:?}");
+        assert!(store.verify(|_| {}).unwrap().is_sound(), "{route:?}");
+    }
+}

@@ -39,6 +39,8 @@ fn options(storage: impl alight::storage::Storage + 'static) -> StoreOptions {
     Store::options()
         .storage(Arc::new(storage))
         .maintenance(Maintenance::Inline)
+        // Calls are made by the threads that the hooks know by their names.
+        .write_deadline(None)
         .segment_bytes(64 << 10)
         .small_commit_bytes_max(8 << 10)
         .overlay_entries_max(4)

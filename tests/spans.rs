@@ -56,7 +56,9 @@ fn every_part_of_a_stores_life_has_a_span_with_its_numbers() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
     let spans = Spans::default();
-    tracing::subscriber::with_default(spans.clone(), || {
+    // Of all threads: the store has some of its own.
+    tracing::subscriber::set_global_default(spans.clone()).unwrap();
+    {
         let store = Store::options().create(true).maintenance(Maintenance::Inline).open(&path).unwrap();
         let large = vec![2; 3 << 20];
         let mut batch = store.batch();
@@ -66,7 +68,7 @@ fn every_part_of_a_stores_life_has_a_span_with_its_numbers() {
         store.get_many(["a", "b"], &Device::host()).unwrap();
         assert!(store.verify(|_| ()).unwrap().is_sound());
         store.close().unwrap();
-    });
+    }
     let spans = spans.0.lock().unwrap();
     let field = |name: &str, field: &str| {
         let (_, fields) = spans.iter().find(|(span, _)| *span == name).unwrap_or_else(|| panic!("{name}: {spans:?}"));

@@ -17,7 +17,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::driver::{CuFile, Driver};
 use super::sys::{
@@ -86,11 +86,33 @@ pub(crate) fn cufile_with_direct_path() -> CuFile {
     opened(Library { functions, path: PathBuf::from("/simulated/libcufile.so.0") })
 }
 
-/// One that moves no byte of any file: every read is cuFile's own failure.
-pub(crate) fn cufile_that_reads_nothing() -> CuFile {
+/// One that moves no byte of any file: every transfer is cuFile's own failure.
+pub(crate) fn cufile_that_moves_nothing() -> CuFile {
     let mut functions = functions();
-    functions.read = read_nothing;
+    (functions.read, functions.write) = (read_nothing, write_nothing);
     opened(Library { functions, path: PathBuf::from("/simulated/libcufile.so.0") })
+}
+
+/// One on a full disk.
+pub(crate) fn cufile_on_a_full_disk() -> CuFile {
+    let mut functions = functions();
+    functions.write = write_to_a_full_disk;
+    opened(Library { functions, path: PathBuf::from("/simulated/libcufile.so.0") })
+}
+
+/// One whose writes do not come back before [`let_writes_go_on`]. For one test alone.
+pub(crate) fn cufile_that_gets_stuck() -> CuFile {
+    let mut functions = functions();
+    functions.write = write_and_hang;
+    opened(Library { functions, path: PathBuf::from("/simulated/libcufile.so.0") })
+}
+
+static STUCK: (Mutex<bool>, Condvar) = (Mutex::new(true), Condvar::new());
+
+/// Lets go of what is stuck.
+pub(crate) fn let_writes_go_on() {
+    *STUCK.0.lock() = false;
+    STUCK.1.notify_all();
 }
 
 fn opened(library: Library) -> CuFile {
@@ -268,6 +290,30 @@ unsafe extern "C" fn read(handle: Handle, base: *mut c_void, size: usize, offset
 
 unsafe extern "C" fn read_nothing(_: Handle, _: *mut c_void, _: usize, _: Off, _: Off) -> isize {
     -5044
+}
+
+unsafe extern "C" fn write_nothing(_: Handle, _: *const c_void, _: usize, _: Off, _: Off) -> isize {
+    -5044
+}
+
+unsafe extern "C" fn write_to_a_full_disk(_: Handle, _: *const c_void, _: usize, _: Off, _: Off) -> isize {
+    set_errno(libc::ENOSPC);
+    -1
+}
+
+unsafe extern "C" fn write_and_hang(
+    handle: Handle,
+    base: *const c_void,
+    size: usize,
+    offset: Off,
+    base_offset: Off,
+) -> isize {
+    let mut stuck = STUCK.0.lock();
+    while *stuck {
+        STUCK.1.wait(&mut stuck);
+    }
+    drop(stuck);
+    blocking(false, handle, base, size, offset, base_offset)
 }
 
 unsafe extern "C" fn write(handle: Handle, base: *const c_void, size: usize, offset: Off, base_offset: Off) -> isize {

@@ -12,6 +12,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::marker::PhantomData;
+use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use parking_lot::Mutex;
 
 use super::buffer::Memory;
 use super::cuda::{Copies, GATHER_MIN, TABLE_ENTRY_BYTES};
-use super::staging::{BusySlot, SLOT_BYTES, Slot};
+use super::staging::{BusySlot, SLOT_BYTES, Slot, Staging};
 use super::{Device, DeviceBuffer, PinnedMap};
 use crate::error::{Error, Result};
 
@@ -232,11 +233,19 @@ impl<'b> Download<'b> {
     }
 }
 
-/// Copies part of a buffer into host memory, several slots of the ring in flight. Blocks until the bytes are there.
+/// Something that waits for the hardware, and answers with the slot that it waited for.
+pub(crate) type Waiting = Box<dyn FnOnce() -> Result<Slot> + Send>;
+
+/// How somebody waits for the hardware: by doing what it is given, or by having it done and giving up after a while with
+/// [`Error::Timeout`].
+pub(crate) type Wait<'w> = dyn Fn(Waiting) -> Result<Slot> + 'w;
+
+/// Copies part of a buffer into host memory, several slots of the ring in flight. Blocks until the bytes are there, or `wait`
+/// gives up: then what the copies use is kept for ever.
 ///
 /// # Errors
-/// As [`Download::start`] and [`Pending::wait`]; the target's contents are then unspecified.
-pub(crate) fn download_into(buffer: &DeviceBuffer, offset: u64, target: &mut [u8]) -> Result<()> {
+/// As [`Download::start`], [`Pending::wait`] and `wait`; the target's contents are then unspecified.
+pub(crate) fn download_into(buffer: &DeviceBuffer, offset: u64, target: &mut [u8], wait: &Wait<'_>) -> Result<()> {
     if let Some(bytes) = buffer.as_host() {
         let range = super::check_range(buffer.device(), "download", offset, target.len() as u64, buffer.len_bytes())?;
         target.copy_from_slice(&bytes[range.start as usize..range.end as usize]);
@@ -244,29 +253,40 @@ pub(crate) fn download_into(buffer: &DeviceBuffer, offset: u64, target: &mut [u8
     }
     let staging = buffer.device().staging()?;
     let download = Download::new(buffer)?;
+    let outcome = download_through(&download, &staging, offset, target, wait);
+    if matches!(outcome, Err(Error::Timeout { .. })) {
+        // Dropping it would wait for the copies.
+        mem::forget(download);
+    }
+    outcome
+}
+
+fn download_through(
+    download: &Download<'_>,
+    staging: &Staging,
+    offset: u64,
+    target: &mut [u8],
+    wait: &Wait<'_>,
+) -> Result<()> {
     let mut pending: VecDeque<(Pending<'_>, &mut [u8])> = VecDeque::new();
     let land = |(copy, place): (Pending<'_>, &mut [u8])| -> Result<()> {
-        place.copy_from_slice(&copy.wait()?[..place.len()]);
+        place.copy_from_slice(&copy.wait_by(wait)?[..place.len()]);
         Ok(())
     };
     let mut at = offset;
     for place in target.chunks_mut(SLOT_BYTES) {
         // Whoever holds slots never waits for more: it lets go of its oldest first.
         let slot = loop {
-            let free = if pending.is_empty() {
-                Some(staging.acquire()?)
-            } else if pending.len() < DOWNLOADS_IN_FLIGHT {
-                staging.try_acquire()?
-            } else {
-                None
-            };
+            let free = if pending.len() < DOWNLOADS_IN_FLIGHT { staging.try_acquire()? } else { None };
             match free {
                 Some(slot) => break slot,
-                None => {
-                    if let Some(oldest) = pending.pop_front() {
-                        land(oldest)?;
+                None => match pending.pop_front() {
+                    Some(oldest) => land(oldest)?,
+                    None => {
+                        let staging = staging.clone();
+                        break wait(Box::new(move || staging.acquire()))?;
                     }
-                }
+                },
             }
         };
         let len = place.len();
@@ -301,6 +321,17 @@ impl Pending<'_> {
         match self.state {
             State::Done(slot) => Ok(slot),
             State::Busy(slot) => slot.wait(),
+        }
+    }
+
+    /// [`wait`](Self::wait) as somebody else does it, unless there is nothing to wait for.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait), and those of `wait`.
+    fn wait_by(self, wait: &Wait<'_>) -> Result<Slot> {
+        match self.state {
+            State::Done(slot) => Ok(slot),
+            State::Busy(slot) => wait(Box::new(move || slot.wait())),
         }
     }
 

@@ -12,6 +12,7 @@ use alight_format::{
 
 use crate::config::READ_BYTES;
 use crate::error::{Error, Result};
+use crate::io::step;
 use crate::storage::{Caching, OpenMode, Storage, StorageFile, StorageMap, read_exact_at, write_all_at};
 
 /// One open index run. Its file may be gone from the directory: what is mapped or open stays readable.
@@ -113,6 +114,7 @@ impl Run {
             let piece = self.reader.bytes().read(at, len).map_err(|error| failure(&self.path, error))?;
             write_all_at(target, &piece, at, Caching::Buffered).map_err(Error::io("write", target_path))?;
             at += len as u64;
+            step();
         }
         Ok(())
     }
@@ -194,6 +196,7 @@ pub(crate) fn write_run(
     };
     for entry in entries {
         builder.push(&*entry?).map_err(written)?;
+        step();
     }
     let finished = builder.finish().map_err(written)?;
     write_all_at(&*file, &finished.header[..], 0, Caching::Buffered).map_err(Error::io("write", path))?;

@@ -125,6 +125,33 @@ impl CuFileTransport {
         })
     }
 
+    /// Writes from several buffers, several threads sharing the work; calls `begin` with a transfer's number before each call of
+    /// cuFile for it, and ends where that fails.
+    ///
+    /// # Errors
+    /// As [`Transport::write`], and those of `begin`.
+    pub(crate) fn write_all<B: std::borrow::Borrow<DeviceBuffer> + Sync>(
+        &self,
+        transfers: &[(Transfer, B)],
+        lanes: usize,
+        begin: impl Fn(usize) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let mut files = Vec::with_capacity(transfers.len());
+        let mut parts: Vec<(usize, Piece)> = Vec::new();
+        for (index, (transfer, source)) in transfers.iter().enumerate() {
+            transfer.check(source.borrow())?;
+            files.push(self.registered(&transfer.file)?);
+            parts.extend(chunks(&transfer.pieces, CHUNK_BYTES).map(|chunk| (index, chunk)));
+        }
+        in_lanes(parts.len(), lanes, |part| {
+            let (index, chunk) = &parts[part];
+            begin(*index)?;
+            let (transfer, source) = &transfers[*index];
+            let written = files[*index].write_from(source.borrow(), of(chunk));
+            written.map_err(|error| failed(transfer, chunk, "write", &error))
+        })
+    }
+
     /// Deregisters files that are closed, which else stay open until another one is registered.
     pub(crate) fn forget_closed(&self) {
         self.0.files.lock().retain(|_, known| known.file.strong_count() > 0);
@@ -214,14 +241,8 @@ impl Transport for CuFileTransport {
     }
 
     fn write(&self, transfer: &Transfer, source: &DeviceBuffer) -> Result<()> {
-        transfer.check(source)?;
-        let file = self.registered(&transfer.file)?;
-        let chunks: Vec<Piece> = chunks(&transfer.pieces, CHUNK_BYTES).collect();
-        in_lanes(chunks.len(), transfer.lanes, |index| {
-            transfer.check_wanted(IoOperation::Write)?;
-            file.write_from(source, of(&chunks[index]))
-                .map_err(|error| failed(transfer, &chunks[index], "write", &error))
-        })
+        let lanes = transfer.lanes;
+        self.write_all(&[(transfer.clone(), source)], lanes, |_| transfer.check_wanted(IoOperation::Write))
     }
 }
 

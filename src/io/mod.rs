@@ -11,6 +11,7 @@ pub(crate) mod double_buffer;
 mod fill;
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod handed;
 pub(crate) mod lanes;
 mod payload;
 pub(crate) mod pipeline;
@@ -24,10 +25,11 @@ pub(crate) mod transport;
 mod watched;
 mod windows;
 
+pub(crate) use handed::hand_chunks;
 pub(crate) use payload::{Blob, PayloadStream, lay_out};
 pub(crate) use plan::{Extent, ReadPlan};
 pub(crate) use pump::pump;
-pub(crate) use read::{Outcome, SegmentFile, execute, read_chunks};
+pub(crate) use read::{CHECK_ON_DEVICE_BYTES_MIN, Outcome, SegmentFile, execute, read_chunks};
 pub use routes::RouteChoice;
 pub(crate) use routes::Routes;
-pub(crate) use watched::{Steps, Watched};
+pub(crate) use watched::{Job, Patience, Steps, Waited, Watched, step};

@@ -2,6 +2,7 @@
 
 use alight_format::{combine, limits};
 
+use crate::device::transfer::Wait;
 use crate::error::Result;
 use crate::tensor::TensorRef;
 
@@ -31,11 +32,13 @@ pub(crate) struct Blob<'a> {
     pub(crate) chunk_crcs: Vec<u32>,
     /// The checksum of all of it, once the stream has passed it.
     pub(crate) crc: u32,
+    /// Whether both were taken already, by the device that holds the bytes.
+    pub(crate) checked: bool,
 }
 
 impl<'a> Blob<'a> {
     pub(crate) fn new(source: TensorRef<'a>, offset: u64) -> Self {
-        Self { source, offset, chunk_crcs: Vec::new(), crc: 0 }
+        Self { source, offset, chunk_crcs: Vec::new(), crc: 0, checked: false }
     }
 
     fn end(&self) -> u64 {
@@ -46,6 +49,8 @@ impl<'a> Blob<'a> {
 /// Reads blobs as the payload they make, front to back, once.
 pub(crate) struct PayloadStream<'a, 'b> {
     blobs: &'b mut [Blob<'a>],
+    /// How a GPU is waited for.
+    wait: &'b Wait<'b>,
     next: usize,
     position: u64,
     /// Zeros that are still to come before the payload begins.
@@ -56,8 +61,8 @@ pub(crate) struct PayloadStream<'a, 'b> {
 
 impl<'a, 'b> PayloadStream<'a, 'b> {
     /// The blobs lie in rising order. `lead` zeros come before the payload.
-    pub(crate) fn new(blobs: &'b mut [Blob<'a>], lead: u64) -> Self {
-        Self { blobs, next: 0, position: 0, lead, chunk: crc32fast::Hasher::new() }
+    pub(crate) fn new(blobs: &'b mut [Blob<'a>], lead: u64, wait: &'b Wait<'b>) -> Self {
+        Self { blobs, wait, next: 0, position: 0, lead, chunk: crc32fast::Hasher::new() }
     }
 
     /// Fills the next bytes of the payload; the gaps between blobs are zeros.
@@ -85,13 +90,31 @@ impl<'a, 'b> PayloadStream<'a, 'b> {
             let to_chunk = limits::CHUNK_BYTES - done % limits::CHUNK_BYTES;
             let take = to_chunk.min(blob.end() - self.position).min(rest.len() as u64) as usize;
             let (piece, after) = rest.split_at_mut(take);
-            blob.source.read_at(done, piece)?;
-            self.chunk.update(piece);
+            blob.source.read_at(done, piece, self.wait)?;
+            if !blob.checked {
+                self.chunk.update(piece);
+            }
             self.position += take as u64;
             rest = after;
             self.close_chunk();
         }
         Ok(())
+    }
+
+    /// Passes bytes over that another route brings, of blobs whose checksums are taken already, up to an offset of the
+    /// payload.
+    pub(crate) fn pass(&mut self, to: u64) {
+        while self.position < to {
+            match self.blobs.get(self.next) {
+                None => self.position = to,
+                Some(blob) if self.position < blob.offset => self.position = blob.offset.min(to),
+                Some(blob) => {
+                    debug_assert!(blob.checked, "nobody takes the checksum of what is passed over");
+                    self.position = blob.end().min(to);
+                    self.close_chunk();
+                }
+            }
+        }
     }
 
     /// Settles the checksums of a chunk or a blob that ends here. A blob of no bytes ends where it begins.
@@ -104,7 +127,7 @@ impl<'a, 'b> PayloadStream<'a, 'b> {
             if done < length && (done == 0 || done % limits::CHUNK_BYTES != 0) {
                 return;
             }
-            if length > 0 {
+            if length > 0 && !blob.checked {
                 let crc = std::mem::take(&mut self.chunk).finalize();
                 let chunk_len = done - (done - 1) / limits::CHUNK_BYTES * limits::CHUNK_BYTES;
                 blob.crc = combine(blob.crc, crc, chunk_len);
@@ -159,7 +182,7 @@ mod tests {
                 bytes.iter().zip(&offsets).map(|(bytes, &offset)| Blob::new(bytes.into(), offset)).collect();
             let lead = window as u64 / 3;
             let mut filled = vec![0xAA; (lead + payload_len) as usize];
-            let mut stream = PayloadStream::new(&mut blobs, lead);
+            let mut stream = PayloadStream::new(&mut blobs, lead, &|wait| wait());
             filled.chunks_mut(window).for_each(|window| stream.fill(window).unwrap());
             stream.finish();
             let (zeros, payload) = filled.split_at(lead as usize);

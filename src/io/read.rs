@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use alight_format::limits::BLOCK_BYTES;
 use alight_format::{SegmentId, combine, crc32};
 use parking_lot::Mutex;
 
@@ -17,6 +18,7 @@ use crate::io::fill::{SlotRead, fill, fill_through, places};
 use crate::io::lanes::{in_lanes, lanes_for};
 use crate::io::plan::{Extent, Read, ReadPlan};
 use crate::io::routes::{Left, Routes};
+use crate::io::watched::step;
 use crate::io::windows::{WINDOW_BYTES, Windows};
 use crate::metrics::{Counters, LastRead, ReadRoute, RouteReason};
 use crate::storage::{AlignedBuf, Caching, StorageFile, is_direct_aligned, read_exact_at};
@@ -95,7 +97,7 @@ pub(crate) struct Outcome {
 /// From this many bytes on, a GPU takes the checksums itself, once everything has landed: it reads its memory some fifty
 /// times faster than the bus fills it. Below, the threads that read take them while the bytes are hot, which saves waiting for
 /// a kernel.
-const CHECK_ON_DEVICE_BYTES_MIN: u64 = 8 << 20;
+pub(crate) const CHECK_ON_DEVICE_BYTES_MIN: u64 = 8 << 20;
 
 /// Carries out `plan` into `arena`, which is at least as long as the plan says. Blocks until every byte is there and
 /// checked. Host memory: nothing but the ring of slots, for a GPU.
@@ -281,25 +283,43 @@ impl Checks {
 pub(crate) fn read_chunks(
     file: &SegmentFile,
     extent: &Extent,
-    range: std::ops::Range<u64>,
+    range: Range<u64>,
     counters: &Counters,
     mut hand_on: impl FnMut(u64, &[u8]) -> Result<()>,
 ) -> Result<()> {
-    debug_assert!(range.start.is_multiple_of(READ_BYTES as u64) && range.end <= extent.length);
-    let block = alight_format::limits::BLOCK_BYTES;
-    // A short extent takes a short buffer: 1 MiB of zeros costs more than most extents.
-    let longest = (range.end - range.start).min(READ_BYTES as u64);
-    let mut buffer = AlignedBuf::zeroed((longest + 2 * block) as usize);
-    let mut at = range.start;
-    while at < range.end {
-        let len = (range.end - at).min(READ_BYTES as u64);
-        let start = (extent.offset + at) / block * block;
-        let end = (extent.offset + at + len).next_multiple_of(block);
-        let window = &mut buffer[..(end - start) as usize];
-        file.read(window, start, counters)?;
-        let skip = (extent.offset + at - start) as usize;
-        hand_on(at, &window[skip..skip + len as usize])?;
-        at += len;
+    let mut buffer = chunk_buffer(&range);
+    for (at, len) in chunks_of(extent, range) {
+        let bytes = read_chunk(file, extent, (at, len), &mut buffer, counters)?;
+        step();
+        hand_on(at, &buffer[bytes])?;
     }
     Ok(())
+}
+
+/// A buffer for the chunks of a range: a short one takes a short buffer, since 1 MiB of zeros costs more than most extents.
+pub(super) fn chunk_buffer(range: &Range<u64>) -> AlignedBuf {
+    let longest = (range.end - range.start).min(READ_BYTES as u64);
+    AlignedBuf::zeroed((longest + 2 * BLOCK_BYTES) as usize)
+}
+
+/// The chunks of a range of an extent: where each begins, and how long it is.
+pub(super) fn chunks_of(extent: &Extent, range: Range<u64>) -> impl Iterator<Item = (u64, u64)> + use<> {
+    debug_assert!(range.start.is_multiple_of(READ_BYTES as u64) && range.end <= extent.length);
+    let end = range.end;
+    range.step_by(READ_BYTES).map(move |at| (at, (end - at).min(READ_BYTES as u64)))
+}
+
+/// Reads a chunk, in whole blocks, into a [`chunk_buffer`]; answers where in it the chunk is.
+pub(super) fn read_chunk(
+    file: &SegmentFile,
+    extent: &Extent,
+    (at, len): (u64, u64),
+    buffer: &mut AlignedBuf,
+    counters: &Counters,
+) -> Result<Range<usize>> {
+    let start = (extent.offset + at) / BLOCK_BYTES * BLOCK_BYTES;
+    let end = (extent.offset + at + len).next_multiple_of(BLOCK_BYTES);
+    file.read(&mut buffer[..(end - start) as usize], start, counters)?;
+    let skip = (extent.offset + at - start) as usize;
+    Ok(skip..skip + len as usize)
 }

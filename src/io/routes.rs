@@ -1,12 +1,13 @@
-//! By which route a store's reads reach a GPU: chosen for every read, from what the machine can do, where the bytes are now,
-//! and what the user asked for.
+//! By which route a store's bytes reach a GPU, and large values of its memory the disk: chosen for every read and put, from what
+//! the machine can do, where the bytes are now, and what the user asked for.
 //!
-//! Only reads whose checksums the GPU takes may come by cuFile, since nobody else sees the bytes on their way.
+//! Only what the GPU takes the checksums of may go by cuFile, since nobody else sees the bytes on their way.
 //!
 //! # Invariants
-//! - A step down from cuFile is logged, the first aloud, and counted; what it left undone is read by the staged route.
+//! - A step down from cuFile is logged, the first aloud, and counted; what it left undone the staged route does.
 //! - cuFile is given up for nothing that is wrong with the file.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,13 @@ use alight_format::SegmentId;
 use parking_lot::Mutex;
 
 use super::direct::CuFileTransport;
+use super::lanes::lanes_for;
 use super::plan::{Read, ReadPlan};
 use super::read::FindFile;
 use super::transport::{OpenFile, Piece, Transfer};
+use super::watched::current;
 use super::windows::Windows;
+use crate::config::WRITE_BUFFERS;
 use crate::device::{Device, DeviceBuffer};
 use crate::error::{Error, Result};
 use crate::metrics::{Counters, LastRead, ReadRoute, RouteReason};
@@ -25,16 +29,16 @@ use crate::metrics::{Counters, LastRead, ReadRoute, RouteReason};
 /// How long cuFile is not tried again after it failed.
 const REST: Duration = Duration::from_secs(60);
 
-/// By which route a store's reads reach a GPU.
+/// By which route a store's bytes reach a GPU, and the disk from a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum RouteChoice {
-    /// cuFile where it has a direct path to the file and the bytes are not in the page cache, else the staged route.
+    /// cuFile where it has a direct path to the file and the bytes to be read are not in the page cache, else the staged route.
     #[default]
     Auto,
     /// Through the ring of pinned host memory, or pinned pages of the page cache; cuFile is not even opened.
     Staged,
-    /// cuFile, in its compatibility mode where it has no direct path. The first read opens its driver: 0.2 to 0.5 s.
+    /// cuFile, in its compatibility mode where it has no direct path. The first read or put opens its driver: 0.2 to 0.5 s.
     CuFile,
 }
 
@@ -131,6 +135,51 @@ impl Routes {
         }
     }
 
+    /// Whether what lies in a GPU's memory, and has its checksums taken there, is to be written to a file by cuFile.
+    pub(crate) fn may_write_by_cufile(&self, file: &OpenFile, device: &Device, counters: &Counters) -> bool {
+        let chosen = match self.choice {
+            RouteChoice::Staged => return false,
+            RouteChoice::CuFile => true,
+            RouteChoice::Auto => self.cufile.check_direct(file, device).is_ok(),
+        };
+        if chosen && self.is_resting() {
+            Counters::add(&counters.step_downs, 1);
+            return false;
+        }
+        chosen && device.has_kernels()
+    }
+
+    /// Writes by cuFile, several threads sharing the work; whether it could. Where not, how much was written is unknown.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for a full disk and its like; [`Error::Cancelled`] where nobody waits any more.
+    pub(crate) fn write_by_cufile(
+        &self,
+        transfers: &[(Transfer, Arc<DeviceBuffer>)],
+        counters: &Counters,
+    ) -> Result<bool> {
+        let steps = current();
+        let begin = |index: usize| match &steps {
+            Some(steps) if !steps.take(index as u64) => {
+                let path = transfers[index].0.file.path.to_path_buf();
+                Err(Error::Cancelled { operation: "write", path })
+            }
+            _ => Ok(()),
+        };
+        match self.cufile.write_all(transfers, lanes_for(WRITE_BUFFERS), begin) {
+            Ok(()) => {
+                let bytes = transfers.iter().map(|(transfer, _)| transfer.len_bytes()).sum();
+                Counters::add(&counters.bytes_put_cufile, bytes);
+                Ok(true)
+            }
+            Err(error @ Error::RouteUnavailable { .. }) => {
+                self.step_down(&error, counters);
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether cuFile is the best way to some reads of a file; why not.
     fn is_best(&self, file: &OpenFile, reads: &[Read], device: &Device) -> std::result::Result<(), RouteReason> {
         self.cufile.check_direct(file, device).map_err(|_| RouteReason::NoDirectPath)?;
@@ -151,9 +200,9 @@ impl Routes {
         Counters::add(&counters.step_downs, 1);
         *self.rests_until.lock() = Instant::now().checked_add(REST);
         if self.told.swap(true, Ordering::Relaxed) {
-            tracing::debug!(%error, "reads go by the staged route for {REST:?}");
+            tracing::debug!(%error, "reads and puts go by the staged route for {REST:?}");
         } else {
-            tracing::warn!(%error, "reads go by the staged route for {REST:?}; from here on this is counted and not logged");
+            tracing::warn!(%error, "reads and puts go by the staged route for {REST:?}; from here on this is counted and not logged");
         }
     }
 }

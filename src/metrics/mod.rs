@@ -32,9 +32,11 @@ pub struct Metrics {
     pub bytes_pinned: u64,
     /// Bytes that cuFile brought to a GPU.
     pub bytes_cufile: u64,
-    /// Reads that cuFile was chosen for and another route served, since cuFile failed or could not be used.
+    /// Bytes that cuFile brought to the disk from a GPU's memory.
+    pub bytes_put_cufile: u64,
+    /// Reads and puts that cuFile was chosen for and another route served, since cuFile failed or could not be used.
     pub step_downs: u64,
-    /// Reads that were given up since they made no progress.
+    /// Calls that were given up since they made no progress.
     pub timeouts: u64,
     /// How long `get` and `get_many` took, by the route that brought most of it.
     pub reads: [ReadTimes; ReadRoute::ALL.len()],
@@ -204,8 +206,13 @@ impl Metrics {
             ("put_bytes_total", "Bytes of payload committed.", self.bytes_put),
             ("gets_total", "Values read.", self.gets),
             ("got_bytes_total", "Bytes of payload read and verified.", self.bytes_got),
-            ("step_downs_total", "Reads that cuFile was chosen for and another route served.", self.step_downs),
-            ("timeouts_total", "Reads given up since they made no progress.", self.timeouts),
+            ("put_cufile_bytes_total", "Bytes that cuFile wrote from a GPU's memory.", self.bytes_put_cufile),
+            (
+                "step_downs_total",
+                "Reads and puts that cuFile was chosen for and another route served.",
+                self.step_downs,
+            ),
+            ("timeouts_total", "Calls given up since they made no progress.", self.timeouts),
             ("prefetch_hits_total", "Gets served by what was fetched ahead.", self.prefetch.hits),
             ("prefetch_late_total", "Gets that waited for what was being fetched ahead.", self.prefetch.late),
             ("prefetch_misses_total", "Gets that were not fetched ahead, where that is on.", self.prefetch.misses),
@@ -262,6 +269,7 @@ pub(crate) struct Counters {
     pub(crate) bytes_buffered: AtomicU64,
     pub(crate) bytes_pinned: AtomicU64,
     pub(crate) bytes_cufile: AtomicU64,
+    pub(crate) bytes_put_cufile: AtomicU64,
     pub(crate) step_downs: AtomicU64,
     pub(crate) timeouts: AtomicU64,
     /// Each made when its route is first taken: a store that is only written to needs none.
@@ -306,6 +314,7 @@ impl Counters {
             bytes_buffered: read(&self.bytes_buffered),
             bytes_pinned: read(&self.bytes_pinned),
             bytes_cufile: read(&self.bytes_cufile),
+            bytes_put_cufile: read(&self.bytes_put_cufile),
             step_downs: read(&self.step_downs),
             timeouts: read(&self.timeouts),
             reads: self.reads.each_ref().map(|times| times.get().map(ReadTimes::of).unwrap_or_default()),

@@ -21,6 +21,7 @@ use alight_format::{FeatureFlags, IndexKind, Manifest, RunId, RunRecord, Segment
 use crate::config::READ_BYTES;
 use crate::error::{Error, Result};
 use crate::index::{NewRun, Run, Version, merge_layers, write_run};
+use crate::io::step;
 use crate::storage::{AlignedBuf, Caching, OpenMode, Storage, StorageFile, StorageLock, read_exact_at, write_all_at};
 use crate::store::core::Core;
 use crate::store::layout::Layout;
@@ -167,7 +168,16 @@ impl Backup<'_> {
             ..Manifest::new(core.segments.store(), settings.segment_bytes)
         };
         self.made.extend([self.target.manifest_new(), self.target.manifest()]);
-        manifest::write(self.storage, &self.target, &manifest)
+        self.check_wanted()?;
+        manifest::write(self.storage, &self.target, &manifest)?;
+        // Who was told that it failed must not find a store.
+        self.check_wanted()
+    }
+
+    /// An error where nobody waits for the backup any more.
+    fn check_wanted(&self) -> Result<()> {
+        let path = || self.target.root().to_path_buf();
+        if step() { Ok(()) } else { Err(Error::Cancelled { operation: "backup", path: path() }) }
     }
 
     /// Brings a segment over, by the cheapest way there is.
@@ -199,7 +209,7 @@ impl Backup<'_> {
             self.report.copied_bytes += record.end;
         }
         self.tell();
-        Ok(())
+        self.check_wanted()
     }
 
     /// Whether a way of bringing a file over can be had here; a failure that is none of the way's is an error.
@@ -233,6 +243,7 @@ impl Backup<'_> {
             let before = self.report;
             self.report.copied_bytes += at;
             self.tell();
+            self.check_wanted()?;
             self.report = before;
         }
         target.sync().map_err(Error::io("sync", to))
@@ -256,7 +267,7 @@ impl Backup<'_> {
             self.report.copied_bytes += run.len_bytes();
         }
         self.tell();
-        Ok(())
+        self.check_wanted()
     }
 
     /// Writes what the store has in memory of its index as the backup's newest run; `None` where there is nothing.

@@ -1,17 +1,19 @@
 //! Several changes as one commit: all of them or none.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use alight_format::{EncodedBody, Entry, EntryKind, IndexEntry, SegmentId, Seq, limits};
 
 use crate::error::{Error, Result};
-use crate::io::{Blob, PayloadStream, lay_out, pump};
+use crate::io::{Blob, PayloadStream, lay_out, step};
 use crate::metrics::Counters;
-use crate::storage::{Caching, write_all_at};
 use crate::store::Store;
-use crate::store::commit::{SmallCommit, Tail};
+use crate::store::commit::{SmallCommit, duplicate};
 use crate::store::core::Core;
+use crate::store::limit::Room;
 use crate::store::options::Durability;
+use crate::store::payload::{stream_payload, take_back};
 use crate::store::publish::index_entry;
 use crate::tensor::{TensorRef, check_key};
 use crate::trace::scope;
@@ -116,9 +118,16 @@ impl<'a> Batch<'a> {
     /// stream of the payload and two syncs above. Takes 10 MiB of memory at most for
     /// the payload, whatever its length, and under 1 KiB for each change.
     ///
+    /// A tensor's bytes must not change meanwhile: on a GPU, who writes to its memory through another library must have
+    /// finished before (see [`DeviceBuffer::device_ptr`](crate::DeviceBuffer::device_ptr)). Values of 8 MiB and more in a GPU's
+    /// memory may go straight to the disk from there (see [`StoreOptions::route`](crate::StoreOptions::route)): they are read
+    /// once for the checksum and once to be written.
+    ///
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::Closed`], [`Error::WritesRefused`], [`Error::Io`] from the disk, and whatever
-    /// reading a tensor from its device says.
+    /// reading a tensor from its device says. [`Error::Timeout`] where the disk does not come back (see
+    /// [`StoreOptions::write_deadline`](crate::StoreOptions::write_deadline)): the changes may still become visible, now or with
+    /// the next open, all of them or none.
     pub fn commit(self) -> Result<()> {
         let core = self.store.core()?;
         let _passing = core.gate.read();
@@ -142,7 +151,7 @@ fn within(what: &'static str, value: u64, limit: u64) -> Result<()> {
 }
 
 /// Writes changes, of which no two have the same key, as one commit.
-fn commit(core: &Core, mut changes: Vec<Change<'_>>, durability: Durability) -> Result<()> {
+fn commit(core: &Arc<Core>, mut changes: Vec<Change<'_>>, durability: Durability) -> Result<()> {
     let writer = core.writer()?;
     writer.committer.check()?;
     if changes.is_empty() {
@@ -154,7 +163,7 @@ fn commit(core: &Core, mut changes: Vec<Change<'_>>, durability: Durability) -> 
     let sizes =
         changes.iter().map(|change| (change.key.as_slice(), change.value.as_ref().map_or(0, TensorRef::len_bytes)));
     // Held until the commit is published.
-    let room = core.make_room(sizes)?;
+    let room = make_room(core, sizes)?;
     for key in room.iter().flat_map(|room| &room.evicted) {
         changes.push(Change { key: key.clone(), value: None, attributes: Vec::new() });
     }
@@ -166,33 +175,30 @@ fn commit(core: &Core, mut changes: Vec<Change<'_>>, durability: Durability) -> 
 
     if payload_len <= core.small_commit_bytes_max && writer.committer.shares_a_segment(total) {
         let mut bytes = core.buffers.take(total as usize);
-        let mut stream = PayloadStream::new(&mut blobs, 0);
+        let wait = core.wait_for_device();
+        let mut stream = PayloadStream::new(&mut blobs, 0, &wait);
         stream.fill(&mut bytes[frame_len as usize..])?;
         stream.finish();
         fill_in_checksums(&mut entries, &mut blobs);
         let body = encode(core, &entries)?;
         let size_bytes = bytes.len() as u64;
         let commit = SmallCommit { body, bytes, entries: index_entries(entries), durable };
-        let write = |group| write_group(core, group);
-        writer
-            .group
-            .commit(commit, size_bytes, writer.committer.group_bytes(), write, |groups| finish_groups(core, &groups))?;
+        core.commit_in_group(commit, size_bytes, carry_out)?;
     } else {
-        let tail = writer.committer.lease(total)?;
+        let tail = core.watch_write("commit", move |core| core.writer()?.committer.lease(total))?;
         if let Err(error) = stream_payload(core, &tail, frame_len, payload_len, &mut blobs) {
-            writer.committer.give_back(tail);
-            return Err(error);
-        }
-        // The payload is on the disk before the frame that speaks for it is written.
-        if let Err(source) = tail.file.sync() {
-            let error = Error::Io { action: "sync", path: tail.segment.path.clone(), source };
-            writer.committer.refuse(&error);
-            return Err(error);
+            return Err(take_back(core, tail, error));
         }
         fill_in_checksums(&mut entries, &mut blobs);
         let body = encode(core, &entries)?;
-        let seq = writer.committer.write_large(tail, &body, payload_len, index_entries(entries), durable)?;
-        finish(core, seq, durable)?;
+        let index = index_entries(entries);
+        core.watch_commit("commit", move |core| {
+            let committer = &core.writer()?.committer;
+            // The payload is on the disk before the frame that speaks for it is written.
+            committer.sync_payload(&tail)?;
+            let seq = committer.write_large(tail, &body, payload_len, index, durable)?;
+            finish(core, seq, durable)
+        })?;
     }
     drop(room);
     Counters::add(&core.counters.commits, 1);
@@ -200,26 +206,37 @@ fn commit(core: &Core, mut changes: Vec<Change<'_>>, durability: Durability) -> 
     core.maintain_when_due()
 }
 
-/// A group of small commits that is written.
-pub(crate) struct WrittenGroup {
-    last: Seq,
-    durable: bool,
+/// Finds room for a commit where the store has a limit. To find what to evict, frames are read.
+fn make_room<'k>(core: &Arc<Core>, sizes: impl Iterator<Item = (&'k [u8], u64)>) -> Result<Option<Room>> {
+    if core.writer()?.limit.is_none() {
+        return Ok(None);
+    }
+    let sizes: BTreeMap<Vec<u8>, u64> = sizes.map(|(key, len)| (key.to_vec(), len)).collect();
+    core.watch_write("make room", move |core| core.make_room(&sizes))
 }
 
-/// Writes a group of small commits. They share their fate: what fails one fails all.
-fn write_group(core: &Core, group: Vec<SmallCommit>) -> Result<WrittenGroup> {
+/// Writes, syncs and publishes a group of small commits. They share their fate: what fails one fails all.
+fn carry_out(core: &Core, group: Vec<SmallCommit>) -> Vec<Result<()>> {
+    // Let go before anybody is told.
+    let _lock = core.lock();
+    let count = group.len();
     let durable = group.iter().any(|commit| commit.durable);
-    Ok(WrittenGroup { last: core.writer()?.committer.write_group(group)?, durable })
-}
-
-/// Syncs and publishes groups that were written one after another.
-fn finish_groups(core: &Core, groups: &[WrittenGroup]) -> Result<()> {
-    let Some(last) = groups.last() else { return Ok(()) };
-    finish(core, last.last, groups.iter().any(|group| group.durable))
+    let outcome = core
+        .writer()
+        .and_then(|writer| writer.committer.write_group(group))
+        .and_then(|last| finish(core, last, durable));
+    match outcome {
+        Ok(()) => (0..count).map(|_| Ok(())).collect(),
+        Err(error) => {
+            let copies = (1..count).map(|_| Err(duplicate(&error))).collect::<Vec<_>>();
+            std::iter::once(Err(error)).chain(copies).collect()
+        }
+    }
 }
 
 /// Syncs and publishes a commit that is written.
 pub(crate) fn finish(core: &Core, seq: Seq, durable: bool) -> Result<()> {
+    step();
     let committer = &core.writer()?.committer;
     if durable {
         committer.sync_through(seq)?;
@@ -272,29 +289,6 @@ fn lay_out_changes(changes: Vec<Change<'_>>) -> (Vec<Entry>, Vec<Blob<'_>>, u64)
         })
         .collect();
     (entries, blobs, payload_len)
-}
-
-pub(crate) fn stream_payload(
-    core: &Core,
-    tail: &Tail,
-    frame_len: u64,
-    payload_len: u64,
-    blobs: &mut [Blob<'_>],
-) -> Result<()> {
-    // Zeros where the frame will be: the file system then has its blocks in order with the payload's sync, and the
-    // frame's own sync, an overwrite, costs no journal commit (0.6 instead of 1.9 ms on a virtual disk with ext4).
-    let mut stream = PayloadStream::new(blobs, frame_len);
-    pump(
-        &core.buffers,
-        frame_len + payload_len,
-        |_, window| stream.fill(window),
-        |offset, window| {
-            write_all_at(&*tail.file, window, tail.offset + offset, Caching::Direct)
-                .map_err(Error::io("write a payload to", &tail.segment.path))
-        },
-    )?;
-    stream.finish();
-    Ok(())
 }
 
 fn fill_in_checksums(entries: &mut [Entry], blobs: &mut [Blob<'_>]) {

@@ -15,7 +15,8 @@
 //! - A failed write of a frame is undone by cutting the segment there, durably, before any other commit takes its
 //!   number. If that fails too, or any sync does, the store refuses writes until it is opened again.
 //! - Once writes are refused no commit is acknowledged as durable: the note for the next open says which was the last.
-//! - Locks are taken in the order sync, publish, log, unsynced, verdict; none is taken while a later one is held.
+//! - Locks are taken in the order sync, publish, log, unsynced, verdict; none is taken while a later one is held, and the last is never
+//!   held while anything waits for the disk.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
@@ -124,6 +125,8 @@ pub(crate) struct Committer {
     /// Held while it is decided which comes first: that a sync counts, or that writes are refused. Up to which commit the
     /// note for the next open says that the disk may be believed, once there is one.
     verdict: Mutex<Option<Seq>>,
+    /// Held while the note is written.
+    noting: Mutex<()>,
     /// The generation of the manifest that is on the disk.
     pub(crate) generation: AtomicU64,
     pub(crate) syncs: AtomicU64,
@@ -151,6 +154,7 @@ impl Committer {
             synced: AtomicU64::new(last.get()),
             refused: OnceLock::new(),
             verdict: Mutex::default(),
+            noting: Mutex::default(),
             generation: AtomicU64::new(generation),
             syncs: AtomicU64::new(0),
         }
@@ -188,16 +192,35 @@ impl Committer {
     /// [`refuse`](Self::refuse), where everything up to `written` is in its place, though no sync has covered it: eventual
     /// commits outlive the process.
     fn refuse_beyond(&self, cause: &Error, written: Seq) {
+        if self.stop(cause, written) {
+            self.leave_note();
+        }
+    }
+
+    /// Refuses all writes from now on, where everything up to `written` is in its place; whether there is a note to be left for
+    /// the next open. Waits for no disk.
+    pub(crate) fn stop(&self, cause: &Error, written: Seq) -> bool {
         // The note names the last commit that was acknowledged: none may be after it was read.
         let mut noted = self.verdict.lock();
         let believed = written.max(self.synced());
-        // A sync may fail that was under way when something else was the first cause.
-        if noted.is_none_or(|already| believed < already) {
-            self.segments.leave_distrust(self.generation.load(Ordering::Acquire), believed);
-            *noted = Some(believed);
-        }
         if self.refused.set(cause.to_string()).is_ok() {
             tracing::error!(%cause, "writes are refused until the store is opened again");
+        }
+        // A sync may fail that was under way when something else was the first cause.
+        let is_news = noted.is_none_or(|already| believed < already);
+        if is_news {
+            *noted = Some(believed);
+        }
+        is_news
+    }
+
+    /// Leaves word for the next open of what was decided by [`stop`](Self::stop).
+    pub(crate) fn leave_note(&self) {
+        // One after another, and each says the latest: none is written over by one that believes more.
+        let _turn = self.noting.lock();
+        let believed = *self.verdict.lock();
+        if let Some(believed) = believed {
+            self.segments.leave_distrust(self.generation.load(Ordering::Acquire), believed);
         }
     }
 
@@ -342,6 +365,17 @@ impl Committer {
             // The bytes past the last frame are stale now; the next large commit starts a fresh segment.
             retire(tail);
         }
+    }
+
+    /// Leaves a leased segment to a write that does not come back, and asks the disk for nothing: no commit goes there any
+    /// more. What the write leaves behind the last commit is of no meaning.
+    pub(crate) fn leave(&self, tail: &Tail) {
+        tail.segment.seal(tail.offset);
+    }
+
+    /// Makes the payload of a large commit durable, before its frame speaks for it. After a failure writes are refused.
+    pub(crate) fn sync_payload(&self, tail: &Tail) -> Result<()> {
+        tail.file.sync().map_err(Error::io("sync", &tail.segment.path)).inspect_err(|error| self.refuse(error))
     }
 
     /// Writes the frame of a large commit, or of one of compaction, whose payload is durable in `tail` already.
@@ -567,6 +601,9 @@ pub(crate) fn duplicate(error: &Error) -> Error {
             source: source.raw_os_error().map_or_else(|| source.kind().into(), io::Error::from_raw_os_error),
         },
         Error::WritesRefused { cause } => Error::WritesRefused { cause: cause.clone() },
+        Error::Timeout { operation, path, after_ms } => {
+            Error::Timeout { operation, path: path.clone(), after_ms: *after_ms }
+        }
         other => Error::WritesRefused { cause: other.to_string() },
     }
 }

@@ -32,12 +32,13 @@ use crate::config::{
 };
 use crate::error::{Damage, DisplayKey, Error, Result};
 use crate::index::Version;
-use crate::io::{Blob, lay_out};
+use crate::io::{Blob, lay_out, step};
 use crate::metrics::Counters;
 use crate::storage::{Caching, StorageFile, is_direct_aligned, read_exact_at};
-use crate::store::batch::{encode, finish, index_entries, stream_payload};
+use crate::store::batch::{encode, finish, index_entries};
 use crate::store::core::Core;
 use crate::store::flush::Occasion;
+use crate::store::payload::{stream_payload, take_back};
 use crate::store::reclaim::frame_at;
 use crate::store::segment::{FIRST_FRAME, Segment};
 use crate::store::space::{Candidate, oldest_put, worth_rewriting};
@@ -127,7 +128,7 @@ impl Load {
 
 /// The one compaction that is under way.
 struct Compaction<'a> {
-    core: &'a Core,
+    core: &'a Arc<Core>,
     rate: Option<u64>,
     report: CompactReport,
     progress: &'a mut dyn FnMut(CompactProgress),
@@ -143,7 +144,7 @@ struct Compaction<'a> {
 impl Core {
     /// Gives back all the space that can be: ends segments that waste some, rewrites those that waste much.
     pub(crate) fn compact(
-        &self,
+        self: &Arc<Self>,
         options: &CompactOptions,
         progress: &mut dyn FnMut(CompactProgress),
     ) -> Result<CompactReport> {
@@ -164,7 +165,8 @@ impl Core {
             bytes_total: victims.iter().map(|victim| victim.rewritten).sum(),
             load: Load::default(),
             read_through: Vec::new(),
-            stop: &|| false,
+            // Also after every nap: what keeps its pace makes progress.
+            stop: &|| !step(),
         };
         for victim in victims {
             compaction.rewrite(victim.id)?;
@@ -180,7 +182,7 @@ impl Core {
     }
 
     /// Rewrites what is worth it while the segments together take too much, at the pace that was asked for.
-    pub(crate) fn compact_in_background(&self) {
+    pub(crate) fn compact_in_background(self: &Arc<Self>) {
         let Ok(writer) = self.writer() else { return };
         let Some(rate) = writer.background_bytes_per_second else { return };
         // Whoever asked for a compaction is at it.
@@ -397,7 +399,7 @@ impl Compaction<'_> {
 
 /// Writes, syncs and publishes one commit that repeats these entries. Where values are damaged, their places in
 /// the list, and nothing is committed.
-fn repeat(core: &Core, moved: &[Moved]) -> Result<Vec<usize>> {
+fn repeat(core: &Arc<Core>, moved: &[Moved]) -> Result<Vec<usize>> {
     let committer = &core.writer()?.committer;
     let failed = RefCell::new(None);
     let sources: Vec<Source<'_>> = moved.iter().map(|moved| Source { from: &moved.from, failed: &failed }).collect();
@@ -418,8 +420,7 @@ fn repeat(core: &Core, moved: &[Moved]) -> Result<Vec<usize>> {
     let frame_len = body.frame_len();
     let tail = committer.lease(frame_len + payload_len)?;
     if let Err(error) = stream_payload(core, &tail, frame_len, payload_len, &mut blobs) {
-        committer.give_back(tail);
-        return Err(match error {
+        return Err(match take_back(core, tail, error) {
             Error::Source { source } => Error::Io { action: "read", path: failed.take().unwrap_or_default(), source },
             error => error,
         });
@@ -433,11 +434,7 @@ fn repeat(core: &Core, moved: &[Moved]) -> Result<Vec<usize>> {
         committer.give_back(tail);
         return Ok(damaged);
     }
-    if let Err(source) = tail.file.sync() {
-        let error = Error::Io { action: "sync", path: tail.segment.path.clone(), source };
-        committer.refuse(&error);
-        return Err(error);
-    }
+    committer.sync_payload(&tail)?;
     let seq = committer.write_large(tail, &body, payload_len, index_entries(entries), true)?;
     finish(core, seq, true)?;
     Ok(Vec::new())

@@ -11,10 +11,9 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use crate::config::{DEAD_BYTES_STEP, FLUSH_PATIENCE, OVERLAY_BACKLOG_FACTOR};
 use crate::error::{Error, Result};
 use crate::index::Version;
-use crate::io::{Routes, Watched};
+use crate::io::{Routes, Steps, Watched};
 use crate::metrics::Counters;
 use crate::storage::{BufferPool, Storage, StorageLock};
-use crate::store::batch::WrittenGroup;
 use crate::store::commit::{Committer, SmallCommit};
 use crate::store::distrust;
 use crate::store::flush::Occasion;
@@ -40,9 +39,12 @@ pub(crate) struct Core {
     pub(crate) routes: Arc<Routes>,
     /// What fetches ahead, where that was asked for.
     pub(crate) prefetcher: Option<Arc<Prefetcher>>,
-    /// The threads of reads that have a deadline, and that deadline.
+    /// The threads of what has a deadline, and the deadlines of reads and of writes.
     pub(crate) watched: Arc<Watched>,
     pub(crate) deadline: Option<Duration>,
+    pub(crate) write_deadline: Option<Duration>,
+    /// Of those who lead groups of commits.
+    pub(crate) commit_steps: Arc<Steps>,
     pub(crate) buffers: Arc<BufferPool>,
     pub(crate) durability: Durability,
     pub(crate) small_commit_bytes_max: u64,
@@ -61,7 +63,7 @@ pub(crate) struct Core {
 pub(crate) struct Writer {
     pub(crate) committer: Committer,
     /// Where small commits gather.
-    pub(crate) group: Group<SmallCommit, WrittenGroup>,
+    pub(crate) group: Group<SmallCommit>,
     /// Held while commits are made visible: they are taken and published under one lock, so they keep their order.
     publishing: Mutex<()>,
     /// The manifest as it is on the disk. Held through every flush, so there is one at a time.
@@ -89,7 +91,8 @@ pub(crate) struct Writer {
     /// What the maintenance thread waits for, and what those wait for who wait for it.
     pub(crate) wanted: Mutex<Wanted>,
     pub(crate) signal: Condvar,
-    pub(crate) lock: Mutex<Option<Box<dyn StorageLock>>>,
+    /// Shared with what is under way: it is let go when all of that has ended.
+    pub(crate) lock: Mutex<Option<Arc<dyn StorageLock>>>,
 }
 
 /// The state of the maintenance thread's work.
@@ -97,6 +100,8 @@ pub(crate) struct Writer {
 pub(crate) struct Wanted {
     pub(crate) flush: bool,
     pub(crate) shutdown: bool,
+    /// Whether it has ended.
+    pub(crate) ended: bool,
     /// Flushes done since the store was opened, failed ones included.
     pub(crate) flushes: u64,
     pub(crate) last_failure: Option<String>,
@@ -116,6 +121,7 @@ impl Core {
         let prefetcher = options.prefetch.map(|config| {
             Arc::new(Prefetcher::new(config, Arc::clone(&routes), Arc::clone(&counters), options.deadline))
         });
+        let watched: Arc<Watched> = Arc::default();
         Self {
             layout: opened_layout,
             storage: Arc::clone(&options.storage),
@@ -123,8 +129,10 @@ impl Core {
             counters,
             routes,
             prefetcher,
-            watched: Arc::default(),
+            commit_steps: watched.steps(),
+            watched,
             deadline: options.deadline,
+            write_deadline: options.write_deadline,
             buffers: Arc::default(),
             durability: options.durability,
             small_commit_bytes_max: options.small_commit_bytes_max,
@@ -146,8 +154,10 @@ impl Core {
             counters: Arc::clone(&self.counters),
             routes: Arc::clone(&self.routes),
             prefetcher: self.prefetcher.clone(),
+            commit_steps: Arc::clone(&self.commit_steps),
             watched: Arc::clone(&self.watched),
             deadline: self.deadline,
+            write_deadline: self.write_deadline,
             snapshots: Arc::clone(&self.snapshots),
             buffers: Arc::clone(&self.buffers),
             durability: self.durability,
@@ -241,7 +251,7 @@ impl Core {
     }
 
     /// Has the index written out when enough has gathered in memory, or died on the disk.
-    pub(crate) fn maintain_when_due(&self) -> Result<()> {
+    pub(crate) fn maintain_when_due(self: &Arc<Self>) -> Result<()> {
         let writer = self.writer()?;
         if self.version().overlay.len() < writer.overlay_entries_max && !self.much_died() {
             return Ok(());
@@ -250,7 +260,7 @@ impl Core {
             // The commit that brought this about is done and durable; a failed flush is not its failure. It is
             // counted, and `await_room` refuses commits should it last.
             Maintenance::Inline => {
-                let _ = self.flush_counted(Occasion::Full);
+                let _ = self.watch_write("flush", |core| core.flush_counted(Occasion::Full));
             }
             Maintenance::Background => {
                 writer.wanted.lock().flush = true;
@@ -261,7 +271,7 @@ impl Core {
     }
 
     /// Waits while more keys are in memory than there should be, for as long as they are being written out.
-    pub(crate) fn await_room(&self) -> Result<()> {
+    pub(crate) fn await_room(self: &Arc<Self>) -> Result<()> {
         let writer = self.writer()?;
         let limit = writer.overlay_entries_max.saturating_mul(OVERLAY_BACKLOG_FACTOR);
         let crowded = || {
@@ -272,7 +282,7 @@ impl Core {
             return Ok(());
         }
         if writer.maintenance == Maintenance::Inline {
-            return self.flush_counted(Occasion::Full);
+            return self.watch_write("flush", |core| core.flush_counted(Occasion::Full));
         }
         let started = Instant::now();
         let mut wanted = writer.wanted.lock();
@@ -318,7 +328,7 @@ impl Writer {
             dead_step: AtomicU64::new(DEAD_BYTES_STEP),
             wanted: Mutex::default(),
             signal: Condvar::new(),
-            lock: Mutex::new(Some(lock)),
+            lock: Mutex::new(Some(lock.into())),
         }
     }
 

@@ -4,7 +4,8 @@
 //! opens the store next, with no reboot in between, would believe commits that a power cut takes away. The note says up
 //! to which commit syncs had succeeded: what lies behind was never acknowledged as durable, and is cut.
 //!
-//! A failed write that could not be taken back leaves the note too: then everything before it may be believed.
+//! A failed write that could not be taken back leaves the note too: then everything before it may be believed. And so does a
+//! commit that did not come back within its deadline, as if its sync had failed.
 //!
 //! The note itself is not synced. If the power is cut, what it warns of is over: the next open reads the disk itself.
 //! It names the manifest's generation, and counts for that one and the next, which may have been about to take its place;

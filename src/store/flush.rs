@@ -228,8 +228,11 @@ impl Core {
     }
 
     /// Waits for wishes and fulfils them, until told to stop.
-    pub(crate) fn maintenance_loop(&self) {
+    pub(crate) fn maintenance_loop(self: &Arc<Self>) {
         let Ok(writer) = self.writer() else { return };
+        // However it ends, whoever closes the store learns of it.
+        let _ended = Ended(writer);
+        let _steps = self.watched.enter();
         loop {
             let flush = {
                 let mut wanted = writer.wanted.lock();
@@ -259,6 +262,16 @@ impl Core {
                 self.compact_in_background();
             }
         }
+    }
+}
+
+/// Tells the end of the maintenance thread.
+struct Ended<'w>(&'w Writer);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.wanted.lock().ended = true;
+        self.0.signal.notify_all();
     }
 }
 

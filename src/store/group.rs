@@ -1,228 +1,155 @@
-//! Group commit: threads that commit at the same time share writes and syncs.
+//! Group commit: threads that commit at the same time share one write and one sync.
 //!
-//! A commit passes two stages, and each has one leader at a time. Who comes while nobody writes takes what is queued and writes it;
-//! who has written while nobody finishes takes all that was written meanwhile and finishes it: one sync, and all of it becomes
-//! visible. So one group is written while another is synced, and the slower of the two makes the groups as large as they need to
-//! be. A leader hands its stage on, to the first of those who wait for it, before it does anything else; each waits on a word of
-//! its own, so that waking one disturbs no other. (A first form let each thread pass through the log's and the sync's mutex in
-//! turn, a second woke everybody at once onto one mutex; waking sixteen cost more than the disk.)
+//! Whoever finds nobody at work sees to it that somebody leads: takes what is queued, carries it through all stages,
+//! and wakes everybody at once. The others sleep meanwhile and take no lock that the leader needs. (A first form let
+//! each thread pass through the log's and the sync's mutex in turn; waking sixteen of them one after another cost more
+//! than the disk.) A leader with a thread of its own goes on with what was queued meanwhile, and nobody need be woken for that.
 //!
 //! # Invariants
-//! - Each stage has one leader at a time, and one whenever something waits for it.
-//! - Every commit is written once, in the order in which it was queued, and what was written is finished once, in that order.
+//! - One leader at a time, and one whenever something is queued and nobody is done with it.
+//! - Every commit is carried out once, in the order in which it was queued.
+//! - Who waits no longer leaves its commit to the leader.
 
 use std::collections::VecDeque;
-use std::mem;
 use std::sync::PoisonError;
 
 use crate::error::{Error, Result};
-use crate::store::commit::duplicate;
+use crate::io::Patience;
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-/// Commits of type `C`, and what writing some of them leaves to be finished, `W`.
-pub(crate) struct Group<C, W> {
-    state: Mutex<State<C, W>>,
+/// The queue of commits of type `C`.
+pub(crate) struct Group<C> {
+    state: Mutex<State<C>>,
+    /// Told when a leader is done.
+    done: Condvar,
 }
 
-struct State<C, W> {
+struct State<C> {
     queue: VecDeque<Ticket<C>>,
-    writing: bool,
-    written: VecDeque<Batch<W>>,
-    finishing: bool,
+    leading: bool,
 }
 
 struct Ticket<C> {
     commit: C,
     size_bytes: u64,
-    seat: Arc<Seat>,
+    outcome: Outcome,
 }
 
-/// Commits that were written with one call.
-struct Batch<W> {
-    written: W,
-    /// Those whose commits they are; first who wrote.
-    seats: Vec<Arc<Seat>>,
+/// How much a leader does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// One group: the leader has a commit of its own to return with.
+    OneGroup,
+    /// Whatever is queued.
+    All,
 }
 
-/// Where a thread waits for word of its commit.
-#[derive(Default)]
-struct Seat {
-    word: Mutex<Option<Word>>,
-    told: Condvar,
-}
+/// What became of a commit, once its leader knows.
+type Outcome = Arc<Mutex<Option<Result<()>>>>;
 
-/// What a waiting thread is told.
-enum Word {
-    /// To write: its commit is the first of the queue.
-    Write,
-    /// To finish: what it wrote is the first that waits for that.
-    Finish,
-    /// What became of its commit.
-    Done(Result<()>),
-}
-
-impl Seat {
-    fn tell(&self, word: Word) {
-        *locked(&self.word) = Some(word);
-        self.told.notify_one();
-    }
-
-    fn wait(&self) -> Word {
-        let mut word = locked(&self.word);
-        loop {
-            match word.take() {
-                Some(word) => return word,
-                None => word = self.told.wait(word).unwrap_or_else(PoisonError::into_inner),
-            }
-        }
-    }
-}
-
-/// Threads that wait for an outcome. However their leader ends they get one: a panic must not leave them asleep.
-struct Waiting {
-    seats: Vec<Arc<Seat>>,
-    outcome: Result<()>,
-}
-
-impl Waiting {
-    fn new(seats: Vec<Arc<Seat>>) -> Self {
-        Self { seats, outcome: Err(Error::WritesRefused { cause: "the thread that wrote for others panicked".into() }) }
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let mut seats = self.seats.drain(..);
-        let first = seats.next();
-        for seat in seats {
-            seat.tell(Word::Done(self.outcome.as_ref().map_err(duplicate).copied()));
-        }
-        // The error itself goes to one of them.
-        if let Some(first) = first {
-            first.tell(Word::Done(mem::replace(&mut self.outcome, Ok(()))));
-        }
-    }
-}
-
-/// Who leads next, and the word for it.
-type Next = Option<(Arc<Seat>, Word)>;
-
-/// A stage's lead, which is handed on however its leader ends.
-struct Lead<'a, C, W> {
-    group: &'a Group<C, W>,
-    /// Whom the stage waits for next; marks it as free where there is nobody.
-    next: fn(&mut State<C, W>) -> Next,
-}
-
-impl<C, W> Drop for Lead<'_, C, W> {
-    fn drop(&mut self) {
-        let next = (self.next)(&mut self.group.lock());
-        if let Some((seat, word)) = next {
-            seat.tell(word);
-        }
-    }
-}
-
-impl<C, W> Default for Group<C, W> {
+impl<C> Default for Group<C> {
     fn default() -> Self {
-        let (queue, written) = (VecDeque::new(), VecDeque::new());
-        Self { state: Mutex::new(State { queue, writing: false, written, finishing: false }) }
+        Self { state: Mutex::new(State { queue: VecDeque::new(), leading: false }), done: Condvar::new() }
     }
 }
 
-impl<C, W> Group<C, W> {
-    /// Has a commit carried out, by this thread or others, and returns its outcome. `write` gets commits of at most
-    /// `group_bytes` together, or one; `finish` what some calls of `write` left, in their order. What fails either fails
-    /// every commit of that call.
+/// The leader's part in one group. However it ends, every commit it took has an outcome: a panic must not leave the others
+/// asleep, nor the lead taken.
+struct Lead<'a, C> {
+    group: &'a Group<C>,
+    outcomes: Vec<Outcome>,
+    goes_on: bool,
+}
+
+impl<C> Drop for Lead<'_, C> {
+    fn drop(&mut self) {
+        for outcome in self.outcomes.drain(..) {
+            locked(&outcome).get_or_insert_with(|| {
+                Err(Error::WritesRefused { cause: "the thread that wrote for others panicked".into() })
+            });
+        }
+        // Under the lock, so that nobody looks at its outcome before and sleeps after.
+        self.group.lock().leading = self.goes_on;
+        self.group.done.notify_all();
+    }
+}
+
+impl<C> Group<C> {
+    /// Has a commit carried out, and returns its outcome. Where nobody leads it calls `lead`, which has
+    /// [`carry_on`](Group::carry_on) called, by this thread or another. `None` once its patience is over.
     pub(crate) fn commit(
         &self,
         commit: C,
         size_bytes: u64,
-        group_bytes: u64,
-        write: impl Fn(Vec<C>) -> Result<W>,
-        finish: impl Fn(Vec<W>) -> Result<()>,
-    ) -> Result<()> {
-        let seat = Arc::new(Seat::default());
+        lead: impl Fn(),
+        mut patience: Option<Patience<'_>>,
+    ) -> Option<Result<()>> {
+        let outcome = Outcome::default();
         let mut state = self.lock();
-        state.queue.push_back(Ticket { commit, size_bytes, seat: Arc::clone(&seat) });
-        let first = !mem::replace(&mut state.writing, true);
-        drop(state);
-        let mut word = if first { Word::Write } else { seat.wait() };
+        state.queue.push_back(Ticket { commit, size_bytes, outcome: Arc::clone(&outcome) });
         loop {
-            match word {
-                Word::Done(outcome) => return outcome,
-                Word::Finish => self.finish(&finish),
-                Word::Write => {
-                    if self.write(group_bytes, &write) {
-                        self.finish(&finish);
-                    }
-                }
+            if let Some(outcome) = locked(&outcome).take() {
+                return Some(outcome);
             }
-            word = seat.wait();
-        }
-    }
-
-    /// Writes what is queued. Whether this thread is to finish it.
-    fn write(&self, group_bytes: u64, write: impl Fn(Vec<C>) -> Result<W>) -> bool {
-        let lead = Lead {
-            group: self,
-            next: |state| {
-                let next = state.queue.front().map(|ticket| (Arc::clone(&ticket.seat), Word::Write));
-                state.writing = next.is_some();
-                next
-            },
-        };
-        let (commits, seats) = take(&mut self.lock().queue, group_bytes);
-        let mut waiting = Waiting::new(seats);
-        match write(commits) {
-            Ok(written) => {
-                let mut state = self.lock();
-                state.written.push_back(Batch { written, seats: mem::take(&mut waiting.seats) });
-                let finishes = !mem::replace(&mut state.finishing, true);
+            if !state.leading {
+                state.leading = true;
                 drop(state);
-                drop(lead);
-                finishes
+                lead();
+                state = self.lock();
+                continue;
             }
-            Err(error) => {
-                drop(lead);
-                waiting.outcome = Err(error);
-                false
+            let Some(patience) = &mut patience else {
+                state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let (woken, waited) =
+                self.done.wait_timeout(state, patience.pause()).unwrap_or_else(PoisonError::into_inner);
+            if waited.timed_out() && locked(&outcome).is_none() && patience.is_over() {
+                return None;
+            }
+            state = woken;
+        }
+    }
+
+    /// Leads, for who was told to by [`commit`](Group::commit): until nothing is queued, or through one group. `carry_out` gets
+    /// commits of at most `group_bytes` together, or one, and answers for each.
+    pub(crate) fn carry_on(&self, extent: Extent, group_bytes: u64, carry_out: impl Fn(Vec<C>) -> Vec<Result<()>>) {
+        loop {
+            let tickets = {
+                let mut state = self.lock();
+                let tickets = take(&mut state.queue, group_bytes);
+                // Under the same lock: whoever queues later finds nobody at work.
+                state.leading = !tickets.is_empty();
+                tickets
+            };
+            if tickets.is_empty() {
+                return;
+            }
+            let (commits, outcomes) = tickets.into_iter().map(|ticket| (ticket.commit, ticket.outcome)).unzip();
+            let mut lead = Lead { group: self, outcomes, goes_on: false };
+            let results = carry_out(commits);
+            assert_eq!(results.len(), lead.outcomes.len(), "every commit has one outcome");
+            for (outcome, result) in lead.outcomes.iter().zip(results) {
+                *locked(outcome) = Some(result);
+            }
+            lead.goes_on = extent == Extent::All;
+            drop(lead);
+            if extent == Extent::OneGroup {
+                return;
             }
         }
     }
 
-    /// Finishes all that is written.
-    fn finish(&self, finish: impl Fn(Vec<W>) -> Result<()>) {
-        let lead = Lead {
-            group: self,
-            next: |state| {
-                let next = state.written.front().map(|batch| (Arc::clone(&batch.seats[0]), Word::Finish));
-                state.finishing = next.is_some();
-                next
-            },
-        };
-        let batches = mem::take(&mut self.lock().written);
-        let (mut written, mut waiting) = (Vec::with_capacity(batches.len()), Waiting::new(Vec::new()));
-        for batch in batches {
-            written.push(batch.written);
-            waiting.seats.extend(batch.seats);
-        }
-        let outcome = finish(written);
-        waiting.outcome = outcome;
-        drop(lead);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State<C, W>> {
-        locked(&self.state)
+    fn lock(&self) -> MutexGuard<'_, State<C>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked(outcome: &Outcome) -> MutexGuard<'_, Option<Result<()>>> {
+    outcome.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The first commits of the queue, of at most `group_bytes` together, or one.
-fn take<C>(queue: &mut VecDeque<Ticket<C>>, group_bytes: u64) -> (Vec<C>, Vec<Arc<Seat>>) {
+fn take<C>(queue: &mut VecDeque<Ticket<C>>, group_bytes: u64) -> Vec<Ticket<C>> {
     let mut total = 0;
     let mut count = 0;
     for ticket in queue.iter() {
@@ -232,123 +159,113 @@ fn take<C>(queue: &mut VecDeque<Ticket<C>>, group_bytes: u64) -> (Vec<C>, Vec<Ar
         }
         count += 1;
     }
-    queue.drain(..count).map(|ticket| (ticket.commit, ticket.seat)).unzip()
+    queue.drain(..count).collect()
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::io::Watched;
+    use crate::io::fixtures::Gate;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-    /// Enters a stage that nobody else is in.
-    fn alone(stage: &AtomicBool) -> impl Drop + '_ {
-        struct Entered<'a>(&'a AtomicBool);
-        impl Drop for Entered<'_> {
-            fn drop(&mut self) {
-                self.0.store(false, Ordering::SeqCst);
-            }
-        }
-        assert!(!stage.swap(true, Ordering::SeqCst), "two leaders of one stage");
-        Entered(stage)
-    }
+    use std::time::Duration;
 
     #[test]
-    fn every_commit_passes_both_stages_once_in_order() {
+    fn every_commit_is_carried_out_once_by_one_leader_at_a_time() {
         let group = Group::default();
-        let (writing, finishing) = (AtomicBool::new(false), AtomicBool::new(false));
-        let (written, done) = (Mutex::new(Vec::<(usize, usize)>::new()), Mutex::new(Vec::new()));
+        let (working, groups) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let done = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
             for thread in 0..8usize {
-                let (group, writing, finishing, written, done) = (&group, &writing, &finishing, &written, &done);
+                let (group, working, groups, done) = (&group, &working, &groups, &done);
                 scope.spawn(move || {
                     for n in 0..300usize {
-                        let write = |commits: Vec<(usize, usize)>| {
-                            let _alone = alone(writing);
+                        let carry_out = |commits: Vec<(usize, usize)>| {
+                            assert!(!working.swap(true, Ordering::SeqCst), "two leaders");
                             assert!(!commits.is_empty());
-                            if commits.iter().any(|&(_, n)| n % 10 == 3) {
-                                assert_eq!(commits.len(), 1, "one that is as long as a group is alone in it");
-                                return Err(Error::Closed);
+                            groups.fetch_add(1, Ordering::Relaxed);
+                            let fail = |n: usize| if n % 10 == 3 { Err(Error::Closed) } else { Ok(()) };
+                            let results = commits.iter().map(|&(_, n)| fail(n)).collect();
+                            done.lock().unwrap().extend(commits);
+                            working.store(false, Ordering::SeqCst);
+                            results
+                        };
+                        // By itself, or by a thread of its own.
+                        let lead = || match thread % 2 {
+                            0 => group.carry_on(Extent::OneGroup, 7, carry_out),
+                            _ => {
+                                scope.spawn(move || group.carry_on(Extent::All, 7, carry_out));
                             }
-                            written.lock().unwrap().extend(&commits);
-                            Ok(commits)
                         };
-                        let finish = |batches: Vec<Vec<(usize, usize)>>| {
-                            let _alone = alone(finishing);
-                            assert!(!batches.is_empty());
-                            done.lock().unwrap().extend(batches.into_iter().flatten());
-                            Ok(())
-                        };
-                        let size = if n % 10 == 3 { 7 } else { 1 + n as u64 % 5 };
-                        let outcome = group.commit((thread, n), size, 7, write, finish);
+                        let outcome = group.commit((thread, n), 1 + n as u64 % 5, lead, None).unwrap();
                         assert_eq!(outcome.is_err(), n % 10 == 3, "each gets its own outcome");
-                        assert!(outcome.is_err() || done.lock().unwrap().contains(&(thread, n)));
                     }
                 });
             }
         });
-        let (written, mut done) = (written.into_inner().unwrap(), done.into_inner().unwrap());
-        assert_eq!(written, done, "what is written first is finished first");
+        let mut done = done.into_inner().unwrap();
         for thread in 0..8 {
             let own: Vec<usize> = done.iter().filter(|(t, _)| *t == thread).map(|&(_, n)| n).collect();
             assert!(own.is_sorted(), "a thread's commits keep their order");
         }
         done.sort_unstable();
         done.dedup();
-        assert_eq!(done.len(), 8 * 270);
-    }
-
-    #[test]
-    fn what_fails_in_the_second_stage_fails_all_that_it_was_to_finish() {
-        let group = Group::default();
-        let failed = AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..6 {
-                let (group, failed) = (&group, &failed);
-                scope.spawn(move || {
-                    for _ in 0..100 {
-                        let finish = |batches: Vec<usize>| {
-                            failed.fetch_add(batches.iter().sum(), Ordering::Relaxed);
-                            Err(Error::WritesRefused { cause: "the disk is gone".into() })
-                        };
-                        let outcome = group.commit((), 1, 3, |commits| Ok(commits.len()), finish);
-                        assert!(matches!(outcome, Err(Error::WritesRefused { cause }) if cause == "the disk is gone"));
-                    }
-                });
-            }
-        });
-        assert_eq!(failed.into_inner(), 600);
+        assert_eq!(done.len(), 2400);
+        assert!(groups.into_inner() <= 2400);
     }
 
     #[test]
     fn a_leader_that_panics_leaves_nobody_asleep() {
-        for planted in ["write", "finish"] {
-            let group = Group::default();
-            let failed = AtomicUsize::new(0);
-            std::thread::scope(|scope| {
-                for thread in 0..6usize {
-                    let (group, failed) = (&group, &failed);
-                    scope.spawn(move || {
-                        for n in 0..50usize {
-                            let panics = |stage| assert!(!(planted == stage && thread == 0 && n == 20), "planted");
-                            let run = std::panic::AssertUnwindSafe(|| {
-                                let write = |commits: Vec<()>| {
-                                    panics("write");
-                                    Ok(commits.len())
-                                };
-                                group.commit((), 1, 100, write, |_| {
-                                    panics("finish");
-                                    Ok(())
-                                })
-                            });
-                            if !matches!(std::panic::catch_unwind(run), Ok(Ok(()))) {
-                                failed.fetch_add(1, Ordering::Relaxed);
-                            }
+        let group = Group::default();
+        let failed = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for thread in 0..6usize {
+                let (group, failed) = (&group, &failed);
+                scope.spawn(move || {
+                    for n in 0..50usize {
+                        let run = std::panic::AssertUnwindSafe(|| {
+                            let lead = || {
+                                group.carry_on(Extent::OneGroup, 100, |commits| {
+                                    assert!(!(thread == 0 && n == 20), "a planted panic");
+                                    commits.iter().map(|()| Ok(())).collect()
+                                });
+                            };
+                            group.commit((), 1, lead, None)
+                        });
+                        if !matches!(std::panic::catch_unwind(run), Ok(Some(Ok(())))) {
+                            failed.fetch_add(1, Ordering::Relaxed);
                         }
+                    }
+                });
+            }
+        });
+        assert!(failed.into_inner() <= 6);
+    }
+
+    #[test]
+    fn who_waits_no_longer_leaves_its_commit_to_the_leader() {
+        let (watched, group, carried) = (Watched::default(), Group::default(), AtomicUsize::new(0));
+        let gate = Gate::default();
+        gate.close();
+        let steps = watched.steps();
+        std::thread::scope(|scope| {
+            let (group, gate, carried) = (&group, &gate, &carried);
+            let lead = || {
+                scope.spawn(move || {
+                    group.carry_on(Extent::All, 1, |commits: Vec<u32>| {
+                        gate.pass();
+                        carried.fetch_add(commits.len(), Ordering::Relaxed);
+                        commits.iter().map(|_| Ok(())).collect()
                     });
-                }
-            });
-            assert!(failed.into_inner() <= 6);
-        }
+                });
+            };
+            let patience = || Some(steps.patience(Duration::from_millis(50)));
+            assert!(group.commit(1, 1, lead, patience()).is_none());
+            assert!(group.commit(2, 1, || panic!("somebody leads"), patience()).is_none());
+            gate.open();
+            assert!(matches!(group.commit(3, 1, lead, None), Some(Ok(()))));
+        });
+        assert_eq!(carried.into_inner(), 3);
     }
 }
 
@@ -357,45 +274,72 @@ mod loom_tests {
     use super::*;
     use loom::thread;
 
-    /// Three threads, whose commits fit a group but for one: every way in which they can meet.
+    /// Three threads and four commits, of which two fit a group: every way in which they can meet.
     #[test]
     fn whoever_leads_every_commit_is_carried_out_once_and_nobody_sleeps_for_ever() {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(2);
         model.check(|| {
-            let group: Arc<Group<usize, Vec<usize>>> = Arc::new(Group::default());
-            let done: Arc<Mutex<(bool, bool, Vec<usize>)>> = Arc::new(Mutex::new((false, false, Vec::new())));
+            let group: Arc<Group<usize>> = Arc::new(Group::default());
+            let done: Arc<Mutex<(bool, Vec<usize>)>> = Arc::new(Mutex::new((false, Vec::new())));
             let commit = |n: usize| {
                 let (group, done) = (Arc::clone(&group), Arc::clone(&done));
                 move || {
-                    let write = |commits: Vec<usize>| {
-                        assert!(!mem::replace(&mut done.lock().unwrap().0, true), "two write");
-                        assert!((1..=2).contains(&commits.len()));
-                        // Others come while this one is at work.
-                        thread::yield_now();
-                        done.lock().unwrap().0 = false;
-                        if commits == [1] { Err(Error::Closed) } else { Ok(commits) }
-                    };
-                    let finish = |batches: Vec<Vec<usize>>| {
-                        assert!(!mem::replace(&mut done.lock().unwrap().1, true), "two finish");
-                        assert!(!batches.is_empty());
-                        thread::yield_now();
-                        let mut done = done.lock().unwrap();
-                        done.1 = false;
-                        done.2.extend(batches.into_iter().flatten());
-                        Ok(())
-                    };
-                    // The one that fails has a group of its own.
-                    let outcome = group.commit(n, if n == 1 { 2 } else { 1 }, 2, write, finish);
+                    let lead = || group.carry_on(Extent::OneGroup, 2, |commits| carry_out(&done, &commits));
+                    let outcome = group.commit(n, 1, lead, None).unwrap();
                     assert_eq!(outcome.is_err(), n == 1, "each gets its own outcome");
                 }
             };
             let threads = [thread::spawn(commit(1)), thread::spawn(commit(2))];
             commit(0)();
+            commit(3)();
             threads.into_iter().for_each(|thread| thread.join().unwrap());
-            let mut done = mem::take(&mut done.lock().unwrap().2);
+            let mut done = std::mem::take(&mut done.lock().unwrap().1);
             done.sort_unstable();
-            assert_eq!(done, [0, 2]);
+            assert_eq!(done, [0, 1, 2, 3]);
+        });
+    }
+
+    type Done = Mutex<(bool, Vec<usize>)>;
+
+    fn carry_out(done: &Done, commits: &[usize]) -> Vec<Result<()>> {
+        assert!(!std::mem::replace(&mut done.lock().unwrap().0, true), "two leaders");
+        assert!((1..=2).contains(&commits.len()));
+        // Others come while this one is at work.
+        thread::yield_now();
+        let mut done = done.lock().unwrap();
+        done.0 = false;
+        done.1.extend(commits);
+        commits.iter().map(|&n| if n == 1 { Err(Error::Closed) } else { Ok(()) }).collect()
+    }
+
+    /// Two threads, and those that lead for them.
+    #[test]
+    fn threads_that_lead_for_others_leave_nobody_asleep() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(2);
+        model.check(|| {
+            let group: Arc<Group<usize>> = Arc::new(Group::default());
+            let done: Arc<Done> = Arc::new(Mutex::new((false, Vec::new())));
+            let commit = |n: usize| {
+                let (group, done) = (Arc::clone(&group), Arc::clone(&done));
+                move || {
+                    let lead = || {
+                        let (group, done) = (Arc::clone(&group), Arc::clone(&done));
+                        thread::spawn(move || {
+                            group.carry_on(Extent::All, 2, |commits| carry_out(&done, &commits));
+                        });
+                    };
+                    let outcome = group.commit(n, 1, lead, None).unwrap();
+                    assert_eq!(outcome.is_err(), n == 1, "each gets its own outcome");
+                }
+            };
+            let other = thread::spawn(commit(1));
+            commit(0)();
+            other.join().unwrap();
+            let mut done = std::mem::take(&mut done.lock().unwrap().1);
+            done.sort_unstable();
+            assert_eq!(done, [0, 1]);
         });
     }
 }

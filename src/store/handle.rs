@@ -25,6 +25,7 @@ use crate::store::snapshot::Snapshot;
 use crate::store::stat::Stat;
 use crate::store::stream::Stream;
 use crate::store::verify::{VerifyProgress, VerifyReport};
+use crate::store::watch::close_gate;
 use crate::tensor::{Tensor, TensorInfo, TensorRef};
 use crate::trace::scope;
 
@@ -322,16 +323,18 @@ impl Store {
     /// Makes every commit so far survive power loss, the [`Eventual`](crate::Durability::Eventual) ones included.
     ///
     /// # Errors
-    /// [`Error::Io`] when a sync fails: then [`Error::WritesRefused`] is the answer to every write until the store is
-    /// opened again.
+    /// [`Error::Io`] when a sync fails, [`Error::Timeout`] when it does not come back: then [`Error::WritesRefused`] is the
+    /// answer to every write until the store is opened again.
     pub fn sync(&self) -> Result<()> {
         let core = self.core()?;
         let _passing = core.gate.read();
         core.check_open()?;
-        let committer = &core.writer()?.committer;
-        committer.sync_through(committer.last_written())?;
-        core.publish();
-        Ok(())
+        core.watch_commit("sync", |core| {
+            let committer = &core.writer()?.committer;
+            committer.sync_through(committer.last_written())?;
+            core.publish();
+            Ok(())
+        })
     }
 
     /// Gives back all the space that can be: rewrites segments of which a tenth or more is wasted, removes those in which
@@ -339,33 +342,35 @@ impl Store {
     /// stays until it is gone. Commits and reads go on meanwhile; a value that is damaged stays where it is and is told.
     ///
     /// Blocks until it is done, and copies at most the bytes that live; takes 10 MiB of memory. One at a time: a second
-    /// call waits for the first. What a crash cuts off is begun anew by the next call.
+    /// call waits for the first. What a crash cuts off is begun anew by the next call. `progress` is told the latest, on the
+    /// caller's thread.
     ///
     /// # Errors
-    /// [`Error::ReadOnly`], [`Error::Closed`], [`Error::WritesRefused`], [`Error::Io`]. Nothing is lost by a failure.
-    pub fn compact(
-        &self,
-        options: &CompactOptions,
-        mut progress: impl FnMut(CompactProgress),
-    ) -> Result<CompactReport> {
-        self.core()?.compact(options, &mut progress)
+    /// [`Error::ReadOnly`], [`Error::Closed`], [`Error::WritesRefused`], [`Error::Io`], [`Error::Timeout`]. Nothing is lost by
+    /// a failure.
+    pub fn compact(&self, options: &CompactOptions, progress: impl FnMut(CompactProgress)) -> Result<CompactReport> {
+        let (core, options) = (self.core()?, options.clone());
+        core.watch("compact", core.write_deadline, progress, move |core, tell| core.compact(&options, tell))
     }
 
     /// How large the store is, and what of it lives. Asks the file system about every file.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`], [`Error::Timeout`].
     pub fn stat(&self) -> Result<Stat> {
-        Stat::of(&*self.core()?)
+        let core = self.core()?;
+        core.watch("measure", core.deadline, |()| {}, |core, _| Stat::of(core))
     }
 
     /// Reads everything and checks every checksum: frames, payloads, index runs, manifest, and that each key leads to
-    /// what was put. Reports all damage that it finds, and changes nothing.
+    /// what was put. Reports all damage that it finds, and changes nothing. `progress` is told the latest, on the caller's
+    /// thread.
     ///
     /// # Errors
-    /// Only what keeps it from looking, such as [`Error::Closed`]; damage is in the report.
+    /// Only what keeps it from looking, such as [`Error::Closed`] and [`Error::Timeout`]; damage is in the report.
     pub fn verify(&self, progress: impl FnMut(VerifyProgress)) -> Result<VerifyReport> {
-        VerifyReport::of(&*self.core()?, progress)
+        let core = self.core()?;
+        core.watch("verify", core.deadline, progress, |core, tell| VerifyReport::of(core, tell))
     }
 
     /// Makes a backup at `path`, a directory that is absent or empty: a store of its own, with everything that is visible
@@ -391,17 +396,18 @@ impl Store {
     /// # Errors
     /// [`Error::AlreadyExists`] where something is at `path`, [`Error::Io`], and [`Error::WritesRefused`] where commits
     /// cannot be made durable any more. A backup that failed leaves nothing that opens as a store, and may be tried again
-    /// at the same path, unless its parts could not be removed.
+    /// at the same path, unless its parts could not be removed. After [`Error::Timeout`] that is so once the disk goes on, and
+    /// what was made is taken away.
     pub fn backup_with_progress(
         &self,
         path: impl AsRef<Path>,
-        mut progress: impl FnMut(BackupProgress),
+        progress: impl FnMut(BackupProgress),
     ) -> Result<BackupReport> {
-        let core = self.core()?;
+        let (core, path) = (self.core()?, path.as_ref().to_path_buf());
         // Whoever closes the store waits: it must not change hands meanwhile.
         let _passing = core.gate.read();
         core.check_open()?;
-        back_up(&core, path.as_ref(), &mut progress)
+        core.watch("backup", core.write_deadline, progress, move |core, tell| back_up(core, &path, tell))
     }
 
     /// What the store did since it was opened.
@@ -430,9 +436,13 @@ impl Store {
     /// Makes every commit durable, writes the index out so that the next open has nothing to recover, gives back space
     /// that was taken ahead, and lets go of the lock. Every clone answers [`Error::Closed`] from then on.
     ///
+    /// What the disk has and does not give back is not waited for any longer than [`StoreOptions::write_deadline`]. It keeps
+    /// the store's lock, since a write may still land: the store is [`Error::Locked`] until that has ended and the last handle
+    /// is dropped, or the process has ended. Dropping the last handle does the same.
+    ///
     /// # Errors
-    /// [`Error::Closed`] when it already was, else what writing says. The store is closed either way, and nothing that
-    /// was acknowledged is lost by a failure here: the next open recovers it.
+    /// [`Error::Closed`] when it already was, [`Error::Timeout`], else what writing says. The store is closed either way, and
+    /// nothing that was acknowledged is lost by a failure here: the next open recovers it.
     pub fn close(self) -> Result<()> {
         if self.open.core().closed.swap(true, Ordering::AcqRel) {
             return Err(Error::Closed);
@@ -477,13 +487,22 @@ impl Open {
             prefetcher.close();
         }
         let Ok(writer) = core.writer() else { return Ok(()) };
+        let stuck = || {
+            let deadline = core.write_deadline.unwrap_or_default();
+            Err(core.given_up("close", core.layout.root().to_path_buf(), deadline))
+        };
         // Commits that are under way come to their end; later ones see that the store is closed.
-        let _alone = core.gate.write();
+        let alone = close_gate(&core.gate, &core.watched, core.write_deadline);
         writer.wanted.lock().shutdown = true;
         writer.signal.notify_all();
-        let joined = self.thread.lock().take().map(JoinHandle::join);
-        let outcome = core.settle_and_trim();
-        // The lock goes last: whoever opens the store next finds it settled.
+        let thread = self.thread.lock().take();
+        // Whoever is stuck has the parts, and so the store's lock.
+        if alone.is_none() || (thread.is_some() && !core.await_maintenance()) {
+            return stuck();
+        }
+        let joined = thread.map(JoinHandle::join);
+        let outcome = core.watch_commit("close", |core| core.settle_and_trim());
+        // The lock goes last: whoever opens the store next finds it settled. What was given up keeps its share until it ends.
         drop(writer.lock.lock().take());
         match joined {
             Some(Err(_panic)) => Err(Error::WritesRefused { cause: "the index thread panicked".into() }),

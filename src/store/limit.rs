@@ -61,14 +61,14 @@ struct Passed {
 }
 
 /// Room that a commit has; let go once it is published, or failed.
-pub(crate) struct Room<'a> {
-    limit: &'a Limit,
+pub(crate) struct Room {
+    limit: Arc<Limit>,
     coming: u64,
     /// Keys that the commit is to delete for it.
     pub(crate) evicted: Vec<Vec<u8>>,
 }
 
-impl Drop for Room<'_> {
+impl Drop for Room {
     fn drop(&mut self) {
         let mut state = self.limit.state.lock();
         state.coming -= self.coming;
@@ -108,10 +108,9 @@ impl Limit {
 
 impl Core {
     /// Finds room for a commit that puts and deletes these keys, each with the bytes that are put.
-    pub(crate) fn make_room<'k>(&self, changes: impl Iterator<Item = (&'k [u8], u64)>) -> Result<Option<Room<'_>>> {
+    pub(crate) fn make_room(&self, changes: &BTreeMap<Vec<u8>, u64>) -> Result<Option<Room>> {
         let writer = self.writer()?;
         let Some(limit) = &writer.limit else { return Ok(None) };
-        let changes: BTreeMap<&[u8], u64> = changes.collect();
         let coming: u64 = changes.values().sum();
         if coming > limit.max_bytes {
             return Err(Error::Full { needed: coming, max_bytes: limit.max_bytes });
@@ -120,7 +119,7 @@ impl Core {
         let live = writer.live.load(Ordering::Acquire);
         let version = self.version();
         let mut going = 0;
-        for key in changes.keys().filter(|key| !state.evicted.contains(**key)) {
+        for key in changes.keys().filter(|key| !state.evicted.contains(*key)) {
             going += version.get(key)?.map_or(0, |entry| entry.length);
         }
         let held = (live + state.coming + coming).saturating_sub(going);
@@ -132,7 +131,7 @@ impl Core {
                 return Err(Error::Full { needed: coming, max_bytes: limit.max_bytes });
             }
             let full = Error::Full { needed: coming, max_bytes: limit.max_bytes };
-            let outcome = self.evict(&version, limit, &mut state, &changes, over, &mut evicted);
+            let outcome = self.evict(&version, limit, &mut state, changes, over, &mut evicted);
             if let Err(error) = outcome.and_then(|enough| if enough { Ok(()) } else { Err(full) }) {
                 evicted.iter().for_each(|key| {
                     state.evicted.remove(key);
@@ -142,7 +141,7 @@ impl Core {
         }
         state.coming += coming;
         Counters::add(&self.counters.keys_evicted, evicted.len() as u64);
-        Ok(Some(Room { limit, coming, evicted }))
+        Ok(Some(Room { limit: Arc::clone(limit), coming, evicted }))
     }
 
     /// Finds keys to evict, of `over` bytes together, and lists them; whether there were enough. Where it fails, those that
@@ -152,7 +151,7 @@ impl Core {
         version: &Version,
         limit: &Limit,
         state: &mut State,
-        changes: &BTreeMap<&[u8], u64>,
+        changes: &BTreeMap<Vec<u8>, u64>,
         mut over: u64,
         evicted: &mut Vec<Vec<u8>>,
     ) -> Result<bool> {
@@ -161,7 +160,7 @@ impl Core {
         while over > 0 {
             match self.next_to_evict(version, limit, state)? {
                 Some((key, length)) => {
-                    if changes.contains_key(key.as_slice()) || state.evicted.contains(&key) {
+                    if changes.contains_key(&key) || state.evicted.contains(&key) {
                         continue;
                     }
                     over = over.saturating_sub(length);

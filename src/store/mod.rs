@@ -25,6 +25,7 @@ mod limit;
 mod manifest;
 mod open;
 mod options;
+mod payload;
 mod prefetch;
 mod publish;
 mod read;
@@ -43,6 +44,7 @@ mod stat;
 mod stream;
 mod unsettled;
 mod verify;
+mod watch;
 
 pub use backup::{BackupProgress, BackupReport};
 pub use batch::Batch;

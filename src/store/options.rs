@@ -57,6 +57,7 @@ pub struct StoreOptions {
     /// The machine's; tests put one over a simulated library here.
     pub(crate) cufile: CuFileTransport,
     pub(crate) deadline: Option<Duration>,
+    pub(crate) write_deadline: Option<Duration>,
     pub(crate) prefetch: Option<PrefetchConfig>,
     pub(crate) storage: Arc<dyn Storage>,
     /// Whether it is the caller who makes a store that bears the mark of an unfinished one.
@@ -88,6 +89,7 @@ impl Default for StoreOptions {
             route: RouteChoice::default(),
             cufile: CuFileTransport::new(),
             deadline: Some(config::READ_DEADLINE),
+            write_deadline: Some(config::WRITE_DEADLINE),
             prefetch: None,
             storage: Arc::new(FileStorage::new()),
             unfinished: false,
@@ -126,26 +128,62 @@ impl StoreOptions {
         self
     }
 
-    /// By which route values reach a GPU, from 8 MiB in one `get` or `get_many` on; [`RouteChoice::Auto`] at first. Smaller
-    /// reads take the staged route always: their checksums are taken on the way. Where cuFile fails or cannot be used, the
-    /// staged route serves; that is logged once and counted in [`Metrics::step_downs`](crate::Metrics::step_downs).
+    /// By which route values reach a GPU, from 8 MiB in one `get` or `get_many` on, and by which values of 8 MiB and more
+    /// that are put from a GPU's memory reach the disk; [`RouteChoice::Auto`] at first. What is smaller takes the staged route
+    /// always: its checksums are taken on the way. Where cuFile fails or cannot be used, the staged route serves; that is logged
+    /// once and counted in [`Metrics::step_downs`](crate::Metrics::step_downs).
     pub fn route(mut self, route: RouteChoice) -> Self {
         self.route = route;
         self
     }
 
-    /// How long a `get` or `get_many` of 4 MiB and more may go without any progress before its caller gets
-    /// [`Error::Timeout`]; 60 s at first, `None` for ever. Each read of up to 1 MiB that begins is progress (4 MiB with
-    /// cuFile). What the read uses stays with it until it ends: an arena that was being read into is then left without bytes.
+    /// How long a read may go without any progress before its caller gets [`Error::Timeout`]; 60 s at first, `None` for ever.
+    /// Each read of up to 1 MiB that comes back, or begins, is progress (4 MiB with cuFile). What is stuck keeps what it uses
+    /// until it ends: an arena that was being read into is then left without bytes; a caller's own memory is only written to by
+    /// the caller's own thread.
+    ///
+    /// | call | has this deadline |
+    /// |---|---|
+    /// | `get`, `get_many`, `get_many_into` | from 4 MiB on, copies to the GPU included |
+    /// | `get_into`, `get_range`, `get_to_writer` | from 4 MiB on; not the caller's writer, nor the copy of a range to a GPU |
+    /// | [`Store::verify`], [`Store::stat`] | always |
+    /// | smaller reads, `attributes`, `info`, `contains`, scans | no |
+    /// | opening, [`Store::refresh`], `rebuild_index`, `repair` | no |
+    ///
+    /// What has none is done on the caller's own thread, and a thread that waits in the kernel can be freed by nobody. Handing a
+    /// small read to another one would cost it some 6 µs; an index is mapped, and each touch of it may be a read.
     ///
     /// A get that is to be served by what is being fetched ahead ([`prefetch`](StoreOptions::prefetch)) waits as long for that,
     /// whatever its length, and then reads for itself.
-    ///
-    /// Smaller reads, and those that hand values on piece by piece ([`Store::get_into`], [`Store::get_range`],
-    /// [`Store::get_to_writer`], [`Store::verify`]), stay on the caller's thread and wait for the disk as long as it takes:
-    /// handing them to another thread would cost them some 10 µs.
     pub fn deadline(mut self, deadline: Option<Duration>) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// How long a write or a sync may take before its caller gets [`Error::Timeout`]; 200 s at first, `None` for ever. That is
+    /// longer than Linux takes to give up a request to a disk itself. Raise it where syncs may take as long: where a file
+    /// system has no transfers past the page cache, the sync of a large commit writes all of it.
+    ///
+    /// | call | what may take no longer | then |
+    /// |---|---|---|
+    /// | [`Batch::commit`](crate::Batch::commit), `put`, `delete`, up to 1 MiB | the write and the sync, together | writes are refused |
+    /// | the same, larger | 4 MiB of the payload | an error of that call alone |
+    /// | | the payload's sync; the frame, its sync | writes are refused |
+    /// | [`Store::sync`] | all of it | writes are refused |
+    /// | [`Store::compact`], [`Store::backup`] | a step: a file, a mebibyte | an error of that call alone |
+    /// | [`Store::close`], dropping the store | all that is under way, without any progress | the lock is kept until it ends |
+    ///
+    /// Of a commit or a sync that was given up nobody knows what became. So the store does what it does after a failed sync: it
+    /// answers [`Error::WritesRefused`] until it is opened again, reads go on, and the next open believes what was acknowledged.
+    /// Those who share the write of a commit get the same answer; who comes later does not wait.
+    ///
+    /// Reading the tensors is done before, on the caller's thread. A copy out of a GPU that does not come back is given up as
+    /// well: an error of that call alone, and what the copy uses is kept for ever. Nobody can give up a call of NVIDIA's driver
+    /// that does not even take a copy; a reader of the caller's own is the caller's.
+    ///
+    /// With a deadline a commit is written by a thread of the store's own, which adds some 6 µs to it.
+    pub fn write_deadline(mut self, deadline: Option<Duration>) -> Self {
+        self.write_deadline = deadline;
         self
     }
 
@@ -310,11 +348,10 @@ impl StoreOptions {
                 });
             }
         }
-        if self.deadline == Some(Duration::ZERO) {
-            return Err(Error::InvalidOption {
-                option: "deadline",
-                why: "no read takes no time; None is no deadline".into(),
-            });
+        for (option, deadline) in [("deadline", self.deadline), ("write_deadline", self.write_deadline)] {
+            if deadline == Some(Duration::ZERO) {
+                return Err(Error::InvalidOption { option, why: "nothing takes no time; None is no deadline".into() });
+            }
         }
         self.prefetch.as_ref().map_or(Ok(()), PrefetchConfig::validate)?;
         if self.overlay_entries_max == 0 {

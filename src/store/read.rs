@@ -12,7 +12,7 @@ use crate::config::WATCHED_BYTES_MIN;
 use crate::device::{Device, DeviceBuffer};
 use crate::error::{Damage, DisplayKey, Error, Result};
 use crate::index::Version;
-use crate::io::{Extent, Outcome, ReadPlan, Routes, SegmentFile, Steps, execute, read_chunks};
+use crate::io::{Extent, Outcome, ReadPlan, Routes, SegmentFile, Steps, Waited, execute, hand_chunks, read_chunks};
 use crate::metrics::Counters;
 use crate::store::core::Core;
 use crate::store::recover::read_frame;
@@ -115,8 +115,7 @@ impl Core {
         deadline: Duration,
         steps: Option<&Arc<Steps>>,
     ) -> Result<Outcome> {
-        let steps = steps.cloned().unwrap_or_default();
-        let span = tracing::Span::current();
+        let steps = steps.map_or_else(|| self.watched.steps(), Arc::clone);
         let nothing = arena.device().allocate(0)?;
         let mut own = std::mem::replace(arena, nothing);
         let work = {
@@ -124,7 +123,6 @@ impl Core {
             let (segments, routes, counters) =
                 (Arc::clone(&self.segments), Arc::clone(&self.routes), Arc::clone(&self.counters));
             move || {
-                let _span = span.enter();
                 let begin = |id| step(&steps, &segments, id);
                 let outcome = planned.read(&segments, &mut own, &routes, &counters, begin);
                 (own, outcome)
@@ -135,20 +133,14 @@ impl Core {
                 *arena = own;
                 outcome
             }
-            None => {
-                Counters::add(&self.counters.timeouts, 1);
-                let path = self.segments.path_of(SegmentId(steps.place()));
-                let after_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-                tracing::warn!(path = %path.display(), after_ms, "a read makes no progress; its memory stays with it");
-                Err(Error::Timeout { operation: "read", path, after_ms })
-            }
+            None => Err(self.given_up("read", self.segments.path_of(SegmentId(steps.place())), deadline)),
         }
     }
 
     /// Reads a value into host memory that is long enough.
     pub(crate) fn read_into(&self, entry: &IndexEntry, destination: &mut [u8]) -> Result<()> {
         let mut hasher = crc32fast::Hasher::new();
-        self.read_in_order(entry, |at, bytes| {
+        self.read_in_order(entry, 0..entry.length, |at, bytes| {
             hasher.update(bytes);
             destination[at as usize..][..bytes.len()].copy_from_slice(bytes);
             Ok(())
@@ -164,7 +156,7 @@ impl Core {
     /// Reads a value and compares it with its checksum.
     pub(crate) fn check_value(&self, entry: &IndexEntry) -> Result<()> {
         let mut hasher = crc32fast::Hasher::new();
-        self.read_in_order(entry, |_, bytes| {
+        self.read_in_order(entry, 0..entry.length, |_, bytes| {
             hasher.update(bytes);
             Ok(())
         })?;
@@ -173,8 +165,8 @@ impl Core {
 
     /// Hands a value on chunk by chunk, each verified first.
     pub(crate) fn read_to_writer(&self, entry: &IndexEntry, out: &mut dyn Write) -> Result<()> {
-        let chunk_crcs = self.chunk_crcs(entry)?;
-        self.read_in_order(entry, |at, bytes| {
+        let chunk_crcs = self.chunk_crcs(entry, entry.length)?;
+        self.read_in_order(entry, 0..entry.length, |at, bytes| {
             self.check_chunk(entry, &chunk_crcs, at, bytes)?;
             out.write_all(bytes).map_err(|source| Error::Io {
                 action: "hand on the value of a key of",
@@ -188,15 +180,14 @@ impl Core {
 
     /// Reads the chunks that a range touches, verified, and keeps the range.
     pub(crate) fn read_range(&self, entry: &IndexEntry, range: Range<u64>) -> Result<Vec<u8>> {
-        let chunk_crcs = self.chunk_crcs(entry)?;
+        let chunk_crcs = self.chunk_crcs(entry, range.end - range.start)?;
         let mut bytes = Vec::with_capacity((range.end - range.start) as usize);
         if range.is_empty() {
             return Ok(bytes);
         }
         let chunks = range.start / limits::CHUNK_BYTES * limits::CHUNK_BYTES
             ..range.end.next_multiple_of(limits::CHUNK_BYTES).min(entry.length);
-        let file = self.segment_file(entry.segment)?;
-        read_chunks(&file, &extent_of(entry), chunks, &self.counters, |at, chunk| {
+        self.read_in_order(entry, chunks, |at, chunk| {
             self.check_chunk(entry, &chunk_crcs, at, chunk)?;
             let from = range.start.max(at) - at;
             let to = range.end.min(at + chunk.len() as u64) - at;
@@ -209,35 +200,27 @@ impl Core {
 
     /// The entry as the commit that put the value wrote it.
     pub(crate) fn frame_entry(&self, entry: &IndexEntry) -> Result<Entry> {
-        let (segment, file) = self.segments.file_of(entry.segment)?;
-        let len_bytes = file.facts().map_err(Error::io("measure", &segment.path))?.len_bytes;
-        let damaged = |what: &str| {
-            Error::Damaged(Damage {
-                path: segment.path.clone(),
-                offset: Some(entry.frame_offset),
-                key: Some(DisplayKey(entry.key.clone())),
-                what: what.to_owned(),
-            })
-        };
-        let frame = read_frame(&segment, &*file, entry.frame_offset, len_bytes)?
-            .ok_or_else(|| damaged("the frame of the commit that put it is broken"))?;
-        let payload = frame.payload();
-        frame
-            .entries
-            .into_iter()
-            .find(|found| {
-                found.kind == EntryKind::Put && payload + found.offset == entry.offset && found.crc == entry.crc
-            })
-            .ok_or_else(|| damaged("the frame that the index names does not hold it"))
+        frame_entry(&self.segments, entry)
     }
 
-    /// The checksums of a value's chunks: the value's own where it is one chunk.
-    fn chunk_crcs(&self, entry: &IndexEntry) -> Result<Vec<u32>> {
+    /// The checksums of a value's chunks, of which `wanted` bytes are to be read: the value's own where it is one chunk.
+    fn chunk_crcs(&self, entry: &IndexEntry, wanted: u64) -> Result<Vec<u32>> {
         if limits::chunk_count(entry.length) == 0 {
-            Ok(vec![entry.crc])
-        } else {
-            Ok(self.frame_entry(entry)?.chunk_crcs)
+            return Ok(vec![entry.crc]);
         }
+        let Some(deadline) = self.deadline.filter(|_| wanted >= WATCHED_BYTES_MIN) else {
+            return Ok(self.frame_entry(entry)?.chunk_crcs);
+        };
+        let work = {
+            let (segments, entry) = (Arc::clone(&self.segments), entry.clone());
+            move || frame_entry(&segments, &entry)
+        };
+        let found = self.watched.run(deadline, &self.watched.steps(), work);
+        found.unwrap_or_else(|| Err(self.stuck_at(entry, deadline))).map(|entry| entry.chunk_crcs)
+    }
+
+    fn stuck_at(&self, entry: &IndexEntry, deadline: Duration) -> Error {
+        self.given_up("read", self.segments.path_of(entry.segment), deadline)
     }
 
     fn check_chunk(&self, entry: &IndexEntry, chunk_crcs: &[u32], at: u64, bytes: &[u8]) -> Result<()> {
@@ -248,13 +231,26 @@ impl Core {
         Err(self.damaged_value(entry))
     }
 
-    fn read_in_order(&self, entry: &IndexEntry, hand_on: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
-        let file = self.segment_file(entry.segment)?;
-        read_chunks(&file, &extent_of(entry), 0..entry.length, &self.counters, hand_on)
-    }
-
-    fn segment_file(&self, id: SegmentId) -> Result<SegmentFile> {
-        segment_file(&self.segments, id)
+    /// Reads whole chunks of a value and hands them on in order, on this thread. Where they are many another thread reads.
+    fn read_in_order(
+        &self,
+        entry: &IndexEntry,
+        range: Range<u64>,
+        hand_on: impl FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let extent = extent_of(entry);
+        let Some(deadline) = self.deadline.filter(|_| range.end - range.start >= WATCHED_BYTES_MIN) else {
+            let file = segment_file(&self.segments, entry.segment)?;
+            return read_chunks(&file, &extent, range, &self.counters, hand_on);
+        };
+        let find = {
+            let (segments, id) = (Arc::clone(&self.segments), entry.segment);
+            move || segment_file(&segments, id)
+        };
+        match hand_chunks(&self.watched, deadline, find, &extent, range, &self.counters, hand_on)? {
+            Waited::Done => Ok(()),
+            Waited::Stuck => Err(self.stuck_at(entry, deadline)),
+        }
     }
 
     pub(crate) fn damaged_value(&self, entry: &IndexEntry) -> Error {
@@ -318,6 +314,28 @@ impl Planned {
         };
         execute(&self.plan, &self.extents, &find, arena, routes, counters)
     }
+}
+
+/// An entry as the commit that put the value wrote it.
+fn frame_entry(segments: &Segments, entry: &IndexEntry) -> Result<Entry> {
+    let (segment, file) = segments.file_of(entry.segment)?;
+    let len_bytes = file.facts().map_err(Error::io("measure", &segment.path))?.len_bytes;
+    let damaged = |what: &str| {
+        Error::Damaged(Damage {
+            path: segment.path.clone(),
+            offset: Some(entry.frame_offset),
+            key: Some(DisplayKey(entry.key.clone())),
+            what: what.to_owned(),
+        })
+    };
+    let frame = read_frame(&segment, &*file, entry.frame_offset, len_bytes)?
+        .ok_or_else(|| damaged("the frame of the commit that put it is broken"))?;
+    let payload = frame.payload();
+    frame
+        .entries
+        .into_iter()
+        .find(|found| found.kind == EntryKind::Put && payload + found.offset == entry.offset && found.crc == entry.crc)
+        .ok_or_else(|| damaged("the frame that the index names does not hold it"))
 }
 
 /// The file of a segment that an index entry names, and how far it goes.

@@ -12,7 +12,7 @@ use tracing::field::Empty;
 
 use crate::error::{Damage, DisplayKey, Error, Result};
 use crate::index::Version;
-use crate::io::{Extent, SegmentFile, read_chunks};
+use crate::io::{Extent, SegmentFile, read_chunks, step};
 use crate::metrics::Counters;
 use crate::store::core::Core;
 use crate::store::manifest;
@@ -69,7 +69,7 @@ impl VerifyReport {
         for run in version.runs.iter() {
             let outcome = run.verify();
             check.note(outcome)?;
-            check.advance(run.len_bytes());
+            check.advance(run.len_bytes())?;
         }
         for (segment, account) in &segments {
             check.segment(segment, account.end)?;
@@ -110,13 +110,20 @@ impl<F: FnMut(VerifyProgress)> Check<'_, F> {
         }
     }
 
-    fn advance(&mut self, bytes: u64) {
+    /// Tells how far it has come. An error where nobody waits for it any more.
+    fn advance(&mut self, bytes: u64) -> Result<()> {
         self.report.bytes += bytes;
         (self.progress)(VerifyProgress {
             bytes_done: self.report.bytes.min(self.bytes_total),
             bytes_total: self.bytes_total,
             damages: self.report.damages.len() as u64,
         });
+        self.check_wanted()
+    }
+
+    fn check_wanted(&self) -> Result<()> {
+        let path = || self.core.layout.root().to_path_buf();
+        if step() { Ok(()) } else { Err(Error::Cancelled { operation: "verify", path: path() }) }
     }
 
     /// Reads a segment from its header to its last published frame.
@@ -127,7 +134,7 @@ impl<F: FnMut(VerifyProgress)> Check<'_, F> {
         };
         let mut offset = FIRST_FRAME;
         let mut previous = (0, Seq::ZERO);
-        self.advance(FIRST_FRAME);
+        self.advance(FIRST_FRAME)?;
         while offset < end {
             let found = match read_frame(segment, &*file.file, offset, end) {
                 Ok(Some(found)) => found,
@@ -140,7 +147,7 @@ impl<F: FnMut(VerifyProgress)> Check<'_, F> {
             }
             previous = (found.digest, found.prelude.seq);
             self.report.commits += 1;
-            self.advance(found.prelude.frame_len);
+            self.advance(found.prelude.frame_len)?;
             self.payload(&file, &found)?;
             offset = found.end();
         }
@@ -165,8 +172,7 @@ impl<F: FnMut(VerifyProgress)> Check<'_, F> {
             };
             self.note(outcome)?;
         }
-        self.advance(end - offset);
-        Ok(())
+        self.advance(end - offset)
     }
 
     fn payload(&mut self, file: &SegmentFile, found: &Found) -> Result<()> {
@@ -213,8 +219,7 @@ impl<F: FnMut(VerifyProgress)> Check<'_, F> {
                 });
             }
         }
-        self.advance(found.prelude.payload_len);
-        Ok(())
+        self.advance(found.prelude.payload_len)
     }
 
     /// Every key must lead into a segment, inside its committed part; and of each segment as many as its account says, since
@@ -226,6 +231,7 @@ impl<F: FnMut(VerifyProgress)> Check<'_, F> {
             Err(error) => return self.note(Err(error)),
         };
         for entry in entries {
+            self.check_wanted()?;
             let entry = match entry {
                 Ok(entry) => entry,
                 Err(error) => return self.note(Err(error)),

@@ -8,10 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use alight_format::Dtype;
+use parking_lot::Mutex;
 
 use super::*;
-use crate::device::staging::{SLOT_BYTES, SLOTS, Staging};
-use crate::device::transfer::{Download, Upload};
+use crate::device::staging::{SLOT_BYTES, SLOTS, Slot, Staging};
+use crate::device::transfer::{Download, Upload, Waiting, download_into};
 use crate::error::Error;
 use crate::tensor::{Source, Tensor, TensorRef};
 
@@ -388,4 +389,31 @@ fn pieces_of_other_buffers_are_copied_one_behind_the_other() {
         }
         assert_eq!(contents(&target), [7; 10], "nothing was copied");
     }
+}
+
+/// The hardware does not come back: who waits goes, and what the copy uses stays.
+#[test]
+fn a_download_that_is_given_up_keeps_what_it_uses() {
+    let simulated = Simulated::new();
+    let device = simulated.handle();
+    let staging = device.staging().unwrap();
+    let before = simulated.allocated_bytes();
+    let buffer = device.allocate(9 << 20).unwrap();
+    let stuck = Mutex::new(Vec::new());
+    let give_up = |waiting: Waiting| {
+        stuck.lock().push(waiting);
+        Err(Error::Timeout { operation: "copy", path: "here".into(), after_ms: 1 })
+    };
+    let mut target = vec![0; 9 << 20];
+    let outcome = download_into(&buffer, 0, &mut target, &give_up);
+    assert!(matches!(outcome, Err(Error::Timeout { .. })));
+    drop((buffer, target));
+    assert!(simulated.allocated_bytes() >= before + (9 << 20));
+    let waiting: Vec<Waiting> = stuck.into_inner();
+    assert_eq!(waiting.len(), 1, "it waits for the first, and then for none");
+    let slots = waiting.into_iter().map(|waiting| waiting().unwrap());
+    drop(slots.collect::<Vec<_>>());
+    let all: Vec<Slot> = (0..SLOTS).map(|_| staging.acquire().unwrap()).collect();
+    drop(all);
+    assert!(simulated.allocated_bytes() >= before + (9 << 20), "nobody knows when the copies are done");
 }

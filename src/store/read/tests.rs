@@ -99,7 +99,7 @@ fn a_cufile_that_fails_is_stepped_down_from_and_that_is_counted() {
     let folder = tempfile::tempdir().unwrap();
     let (path, values) = store(folder.path());
     let gpu = simulated_gpu();
-    let failing = CuFileTransport::over(library::cufile_that_reads_nothing());
+    let failing = CuFileTransport::over(library::cufile_that_moves_nothing());
     let store = options(RouteChoice::CuFile, failing).open(&path).unwrap();
     for round in 1..4 {
         check(&store, &gpu, &values);

@@ -1,0 +1,187 @@
+//! Who waits for the disk, and how long: what a caller asks for and that may get stuck is done on a thread of the store's own,
+//! and the caller waits for it only while it makes progress.
+//!
+//! # Invariants
+//! - What was given up keeps the store's lock until it ends: nobody opens the store for writing while a write may still land.
+//! - A commit or a sync that was given up may have reached the disk or not, so the store refuses writes from then on, as after
+//!   a failed sync.
+//! - Who was told to wait no longer takes no lock that what is stuck may hold.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alight_format::Seq;
+use parking_lot::{RwLock, RwLockWriteGuard};
+
+use crate::device::staging::Slot;
+use crate::device::transfer::Waiting;
+use crate::error::{Error, Result};
+use crate::io::{Job, Watched};
+use crate::metrics::Counters;
+use crate::storage::StorageLock;
+use crate::store::commit::SmallCommit;
+use crate::store::core::{Core, Writer};
+use crate::store::group::Extent;
+
+/// How long the caller of a commit that was given up waits for the note about it: on a disk that is stuck it is not left
+/// before the disk goes on.
+const NOTE_PATIENCE: Duration = Duration::from_secs(1);
+
+impl Core {
+    /// Does something on a thread of its own, and waits for it while it makes a step at least once in `deadline`; on the
+    /// caller's thread where there is none. `hear` is told how far it has come.
+    pub(crate) fn watch<T: Send + 'static, P: Send + 'static>(
+        self: &Arc<Self>,
+        operation: &'static str,
+        deadline: Option<Duration>,
+        mut hear: impl FnMut(P),
+        work: impl FnOnce(&Arc<Core>, &mut dyn FnMut(P)) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let Some(deadline) = deadline else { return work(self, &mut hear) };
+        let (core, lock) = (Arc::clone(self), self.lock());
+        let steps = self.watched.steps();
+        let outcome = self.watched.run_heard(deadline, &steps, hear, move |tell| {
+            let _lock = lock;
+            work(&core, tell)
+        });
+        outcome.unwrap_or_else(|| Err(self.given_up(operation, self.layout.root().to_path_buf(), deadline)))
+    }
+
+    /// [`watch`](Core::watch) for what writes: with the deadline of writes, and told nothing.
+    pub(crate) fn watch_write<T: Send + 'static>(
+        self: &Arc<Self>,
+        operation: &'static str,
+        work: impl FnOnce(&Arc<Core>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.watch(operation, self.write_deadline, |()| {}, |core, _| work(core))
+    }
+
+    /// [`watch_write`](Core::watch_write) for what makes commits durable. Where it is given up writes are refused from then
+    /// on.
+    pub(crate) fn watch_commit<T: Send + 'static>(
+        self: &Arc<Self>,
+        operation: &'static str,
+        work: impl FnOnce(&Arc<Core>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        // What is stuck has locks that others would wait for as long.
+        self.writer()?.committer.check()?;
+        self.watch_write(operation, work).inspect_err(|error| {
+            if matches!(error, Error::Timeout { .. }) {
+                self.refuse_for(error);
+            }
+        })
+    }
+
+    /// Has a small commit carried out together with others: by a thread of the store's own where there is a deadline, else by
+    /// this one or another caller's. Where it is given up writes are refused from then on.
+    pub(crate) fn commit_in_group(
+        self: &Arc<Self>,
+        commit: SmallCommit,
+        size_bytes: u64,
+        carry_out: fn(&Core, Vec<SmallCommit>) -> Vec<Result<()>>,
+    ) -> Result<()> {
+        let Writer { committer, group, .. } = self.writer()?;
+        committer.check()?;
+        let group_bytes = committer.group_bytes();
+        let lead_here = || group.carry_on(Extent::OneGroup, group_bytes, |group| carry_out(self, group));
+        let Some(deadline) = self.write_deadline else {
+            return group.commit(commit, size_bytes, lead_here, None).expect("who is patient gives nothing up");
+        };
+        let lead = || {
+            let core = Arc::clone(self);
+            let work: Job = Box::new(move || {
+                let _steps = core.commit_steps.enter();
+                if let Ok(Writer { group, .. }) = core.writer() {
+                    group.carry_on(Extent::All, group_bytes, |group| carry_out(&core, group));
+                }
+            });
+            if let Err(work) = self.watched.start(work) {
+                work();
+            }
+        };
+        let outcome = group.commit(commit, size_bytes, lead, Some(self.commit_steps.patience(deadline)));
+        outcome.unwrap_or_else(|| {
+            let error = self.given_up("commit", self.layout.root().to_path_buf(), deadline);
+            self.refuse_for(&error);
+            Err(error)
+        })
+    }
+
+    /// How a put waits for a GPU's copies: no longer than for a write. Handing the waiting over takes some 6 µs for a mebibyte.
+    pub(crate) fn wait_for_device(&self) -> impl Fn(Waiting) -> Result<Slot> + '_ {
+        move |waiting| {
+            let Some(deadline) = self.write_deadline else { return waiting() };
+            let outcome = self.watched.run(deadline, &self.watched.steps(), waiting);
+            outcome.unwrap_or_else(|| {
+                Err(self.given_up("copy from a GPU for", self.layout.root().to_path_buf(), deadline))
+            })
+        }
+    }
+
+    /// Refuses writes since nobody knows what became of a commit. The note for the next open is left by a thread that may get
+    /// stuck as well.
+    fn refuse_for(self: &Arc<Self>, error: &Error) {
+        let Ok(writer) = self.writer() else { return };
+        if !writer.committer.stop(error, Seq::ZERO) {
+            return;
+        }
+        let (core, lock) = (Arc::clone(self), self.lock());
+        let _ = self.watched.run(NOTE_PATIENCE, &self.watched.steps(), move || {
+            let _lock = lock;
+            if let Ok(writer) = core.writer() {
+                writer.committer.leave_note();
+            }
+        });
+    }
+
+    /// Waits for the end of the maintenance thread, which was told to end; whether it did, or makes no progress.
+    pub(crate) fn await_maintenance(&self) -> bool {
+        let Ok(writer) = self.writer() else { return true };
+        let mut patience = self.write_deadline.map(|deadline| self.watched.patience(deadline));
+        let mut wanted = writer.wanted.lock();
+        while !wanted.ended {
+            match &mut patience {
+                None => writer.signal.wait(&mut wanted),
+                Some(patience) => {
+                    let timed_out = writer.signal.wait_for(&mut wanted, patience.pause()).timed_out();
+                    if timed_out && !wanted.ended && patience.is_over() {
+                        return false;
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    /// What a caller is told that waits no longer, and what is counted and logged of it.
+    pub(crate) fn given_up(&self, operation: &'static str, path: PathBuf, deadline: Duration) -> Error {
+        Counters::add(&self.counters.timeouts, 1);
+        let after_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        tracing::warn!(operation, path = %path.display(), after_ms, "no progress; what it uses stays with it");
+        Error::Timeout { operation, path, after_ms }
+    }
+
+    /// A share of the store's lock, for what must not be overtaken by another process.
+    pub(crate) fn lock(&self) -> Option<Arc<dyn StorageLock>> {
+        self.writer().ok()?.lock.lock().clone()
+    }
+}
+
+/// The gate for whoever closes the store, once nobody passes it any more; nothing where somebody does who makes no progress.
+pub(crate) fn close_gate<'g>(
+    gate: &'g RwLock<()>,
+    watched: &Watched,
+    deadline: Option<Duration>,
+) -> Option<RwLockWriteGuard<'g, ()>> {
+    let Some(deadline) = deadline else { return Some(gate.write()) };
+    let mut patience = watched.patience(deadline);
+    loop {
+        if let Some(alone) = gate.try_write_for(patience.pause()) {
+            return Some(alone);
+        }
+        if patience.is_over() {
+            return None;
+        }
+    }
+}
