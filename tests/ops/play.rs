@@ -27,7 +27,7 @@ const SNAPSHOTS_MAX: usize = 3;
 /// How many backups are made at most.
 const BACKUPS_MAX: usize = 2;
 
-/// After so many commits that failed in a row the process is killed: which of them are there is tried out.
+/// After so many commits that failed in a row the machine is started again: which of them are there is tried out.
 const FAILED_MAX: usize = 5;
 
 /// What a script came to.
@@ -90,7 +90,8 @@ impl Player {
             self.step(step).map_err(|wrong| format!("step {number}, {step}: {wrong}"))?;
             if self.model.failed.len() >= FAILED_MAX {
                 self.begin_step();
-                self.kill().map_err(|wrong| format!("killed after step {number}: {wrong}"))?;
+                let tried = self.cut_the_power(Loss::Nothing);
+                tried.map_err(|wrong| format!("when it went on after step {number}: {wrong}"))?;
             }
         }
         self.end().map_err(|wrong| format!("at the end: {wrong}"))
@@ -550,6 +551,8 @@ impl Player {
         // What was not durable is gone, or not, as the choice has it: as after a failed sync.
         self.strikes.sync_failed = true;
         let opened = self.check_backups().and_then(|()| self.open_again());
+        // What is not there now is nowhere.
+        self.model.failed.clear();
         opened.map_err(|wrong| format!("after a power cut: {wrong}\n{}", walker.explain(&choice)))
     }
 
@@ -588,7 +591,12 @@ impl Player {
             // What it sees may have been cut, and written over.
             reader.doubtful |= reader.last > commits.len().min(self.model.durable);
         }
+        // One that failed, and was cut off when the process died, may be there again after a power cut; until this process
+        // writes.
+        let all_accepted = commits.len() == self.model.accepted.len();
+        let failed = if all_accepted { std::mem::take(&mut self.model.failed) } else { Vec::new() };
         self.model.begin_again(commits);
+        self.model.failed = failed;
         self.strikes.opened_again(&self.sim, PATH);
         self.store = Some(store);
         Ok(())
