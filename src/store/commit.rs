@@ -24,12 +24,12 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use alight_format::{EncodedBody, IndexEntry, IndexKind, PAYLOAD_SYNCED, PreludeFields, SegmentId, Seq};
-use parking_lot::Mutex;
 
 use crate::config::{ALLOCATE_STEP_BYTES, GROUP_BYTES_MAX};
 use crate::error::{Error, Result};
 use crate::storage::{AlignedBuf, Caching, PooledBuf, StorageFile, write_all_vectored_at};
 use crate::store::segment::{FIRST_FRAME, Segment, Segments};
+use crate::sync::lock::Mutex;
 
 /// A commit whose bytes are ready but for what depends on its place: the front of `bytes` is room for the frame, the
 /// rest is the payload.

@@ -8,8 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
-use parking_lot::{Mutex, RwLock};
-
 use crate::device::{Device, DeviceBuffer};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
@@ -24,6 +22,7 @@ use crate::store::scan::Scan;
 use crate::store::snapshot::Snapshot;
 use crate::store::stat::Stat;
 use crate::store::verify::{VerifyProgress, VerifyReport};
+use crate::sync::lock::{Mutex, RwLock};
 use crate::tensor::{Tensor, TensorInfo, TensorRef};
 use crate::trace::scope;
 
