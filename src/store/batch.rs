@@ -9,7 +9,7 @@ use crate::io::{Blob, PayloadStream, lay_out, pump};
 use crate::metrics::Counters;
 use crate::storage::{Caching, write_all_at};
 use crate::store::Store;
-use crate::store::commit::{SmallCommit, Tail, duplicate};
+use crate::store::commit::{Deleted, SmallCommit, Tail, duplicate};
 use crate::store::core::Core;
 use crate::store::options::Durability;
 use crate::store::publish::index_entry;
@@ -120,6 +120,11 @@ impl<'a> Batch<'a> {
     /// [`Error::ReadOnly`], [`Error::Closed`], [`Error::WritesRefused`], [`Error::Io`] from the disk, and whatever
     /// reading a tensor from its device says.
     pub fn commit(self) -> Result<()> {
+        self.commit_telling(None)
+    }
+
+    /// [`commit`](Batch::commit), which tells whether what it deletes was there.
+    pub(crate) fn commit_telling(self, deleted: Option<Deleted>) -> Result<()> {
         let core = self.store.core()?;
         let _passing = core.gate.read();
         core.check_open()?;
@@ -133,7 +138,7 @@ impl<'a> Batch<'a> {
         let mut keep = keep.into_iter();
         let mut changes = self.changes;
         changes.retain(|_| keep.next().unwrap_or(false));
-        commit(&core, changes, self.durability)
+        commit(&core, changes, self.durability, deleted)
     }
 }
 
@@ -142,7 +147,7 @@ fn within(what: &'static str, value: u64, limit: u64) -> Result<()> {
 }
 
 /// Writes changes, of which no two have the same key, as one commit.
-fn commit(core: &Core, mut changes: Vec<Change<'_>>, durability: Durability) -> Result<()> {
+fn commit(core: &Core, mut changes: Vec<Change<'_>>, durability: Durability, deleted: Option<Deleted>) -> Result<()> {
     let writer = core.writer()?;
     writer.committer.check()?;
     if changes.is_empty() {
@@ -172,7 +177,7 @@ fn commit(core: &Core, mut changes: Vec<Change<'_>>, durability: Durability) -> 
         fill_in_checksums(&mut entries, &mut blobs);
         let body = encode(core, &entries)?;
         let size_bytes = bytes.len() as u64;
-        let commit = SmallCommit { body, bytes, entries: index_entries(entries), durable };
+        let commit = SmallCommit { body, bytes, entries: index_entries(entries), durable, deleted };
         writer.group.commit(commit, size_bytes, writer.committer.group_bytes(), |group| carry_out(core, group))?;
     } else {
         let tail = writer.committer.lease(total)?;
@@ -188,7 +193,7 @@ fn commit(core: &Core, mut changes: Vec<Change<'_>>, durability: Durability) -> 
         }
         fill_in_checksums(&mut entries, &mut blobs);
         let body = encode(core, &entries)?;
-        let seq = writer.committer.write_large(tail, &body, payload_len, index_entries(entries), durable)?;
+        let seq = writer.committer.write_large(tail, &body, payload_len, index_entries(entries), durable, deleted)?;
         finish(core, seq, durable)?;
     }
     drop(room);

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use alight_format::{EncodedBody, IndexEntry, IndexKind, PAYLOAD_SYNCED, PreludeFields, SegmentId, Seq};
 
@@ -39,7 +39,12 @@ pub(crate) struct SmallCommit {
     /// Index entries with `offset` still relative to the payload, and no place or number yet.
     pub(crate) entries: Vec<IndexEntry>,
     pub(crate) durable: bool,
+    pub(crate) deleted: Option<Deleted>,
 }
+
+/// Told when a commit becomes visible: whether a key that it deletes led to a value just before. For whoever asked for the
+/// delete: what a look beforehand finds another commit may have taken away since.
+pub(crate) type Deleted = Arc<AtomicBool>;
 
 /// The end of a segment that may be appended to.
 #[derive(Debug)]
@@ -66,6 +71,7 @@ pub(crate) struct Written {
     pub(crate) entries: Vec<IndexEntry>,
     /// Whether it is compaction's own, and repeats what earlier commits did.
     pub(crate) repeats: bool,
+    pub(crate) deleted: Option<Deleted>,
 }
 
 struct Log {
@@ -238,6 +244,7 @@ impl Committer {
                 digest,
                 entries: std::mem::take(&mut commit.entries),
                 repeats: false,
+                deleted: commit.deleted.take(),
             });
             previous_digest = digest;
             seq = seq.next();
@@ -320,6 +327,7 @@ impl Committer {
         payload_len: u64,
         mut entries: Vec<IndexEntry>,
         durable: bool,
+        deleted: Option<Deleted>,
     ) -> Result<Seq> {
         let frame_len = body.frame_len();
         let mut frame = AlignedBuf::zeroed(frame_len as usize);
@@ -360,6 +368,7 @@ impl Committer {
             digest,
             entries,
             repeats,
+            deleted,
         });
         if tail.offset < self.segment_bytes && !tail.single {
             log.spare.push(tail);

@@ -437,7 +437,7 @@ fn repeat(core: &Core, moved: &[Moved]) -> Result<Vec<usize>> {
         committer.refuse(&error);
         return Err(error);
     }
-    let seq = committer.write_large(tail, &body, payload_len, index_entries(entries), true)?;
+    let seq = committer.write_large(tail, &body, payload_len, index_entries(entries), true, None)?;
     finish(core, seq, true)?;
     Ok(Vec::new())
 }

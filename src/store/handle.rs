@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::store::backup::{BackupProgress, BackupReport, back_up};
 use crate::store::batch::Batch;
-use crate::store::commit::Committer;
+use crate::store::commit::{Committer, Deleted};
 use crate::store::compact::{CompactOptions, CompactProgress, CompactReport};
 use crate::store::core::{Core, Writer};
 use crate::store::open;
@@ -165,7 +165,8 @@ impl Store {
         batch.commit()
     }
 
-    /// Deletes a key as one commit; says whether it was there. Nothing is written when it was not.
+    /// Deletes a key as one commit; says whether it was there, so that of several threads that delete it one is told so.
+    /// Nothing is written when it was not.
     ///
     /// # Errors
     /// As [`Batch::delete`] and [`Batch::commit`].
@@ -177,8 +178,9 @@ impl Store {
         }
         let mut batch = self.batch();
         batch.delete(key)?;
-        batch.commit()?;
-        Ok(true)
+        let deleted = Deleted::default();
+        batch.commit_telling(Some(Arc::clone(&deleted)))?;
+        Ok(deleted.load(Ordering::Acquire))
     }
 
     /// An empty batch of changes to be made as one commit.
