@@ -32,6 +32,12 @@ use crate::trace::scope;
 /// [`close`](Store::close), or when the last clone and the last snapshot are dropped; closing explicitly is how to learn
 /// of an error.
 ///
+/// Calls of many threads are answered as if the store did one thing at a time: a put, a delete, a batch, and a get of one key or of
+/// many take effect at one moment between call and return, whatever else goes on (they are linearisable, also together). A scan,
+/// a snapshot and a backup show one state, which was the store's at a moment of the call that made them. What is answered
+/// with [`Error::Closed`] changed nothing. A store that was opened for reading only shows one state too: with all that was
+/// acknowledged before it was opened or last [refreshed](Store::refresh), and nothing that was begun afterwards.
+///
 /// ```
 /// use alight::{Device, Store};
 ///
