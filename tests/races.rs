@@ -229,6 +229,39 @@ fn an_eventual_commit_that_waits_for_a_durable_one_becomes_visible_with_it() {
     store.close().unwrap();
 }
 
+/// The story: two threads deleted a key at once. Each found it there, each committed its delete, and both were told that it was
+/// theirs that took the key away.
+#[test]
+fn of_two_deletes_at_once_one_is_told_that_the_key_was_there() {
+    let sim = SimStorage::new();
+    let (in_write, go_on) = (Arc::new(Moment::default()), Arc::new(Moment::default()));
+    let armed = Arc::new(AtomicBool::new(false));
+    let hook = {
+        let (in_write, go_on, armed) = (Arc::clone(&in_write), Arc::clone(&go_on), Arc::clone(&armed));
+        move |op: OpKind, path: &Path| {
+            if op == OpKind::Write && is_segment(path) && armed.swap(false, Ordering::AcqRel) {
+                in_write.comes();
+                go_on.wait();
+            }
+            Ok(())
+        }
+    };
+    let store = options(Interposed::new(&sim, hook)).create_new(true).open(PATH).unwrap();
+    store.put("k", b"value").unwrap();
+    armed.store(true, Ordering::Release);
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| store.delete("k").unwrap());
+        in_write.wait();
+        let second = scope.spawn(|| store.delete("k").unwrap());
+        // Time to find the key, which is there until the first is visible. If it does not suffice the answers are right as well.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        go_on.comes();
+        assert!(first.join().unwrap() && !second.join().unwrap());
+    });
+    assert!(!store.contains("k").unwrap());
+    store.close().unwrap();
+}
+
 /// A key is put, another deleted, while compaction has found their values alive and not yet committed its copy of them. The copy's
 /// commit is the later one, and must not overturn them: not in the store that is open, and not in one that recovers both.
 #[test]

@@ -11,7 +11,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::thread;
 
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapRaw};
 
 use super::cuda::Pinned;
 use super::staging::Slot;
@@ -25,7 +25,8 @@ const TOUCH_THREADS: usize = 4;
 struct Slab {
     // Dropped in this order: unpinned, then unmapped.
     pinned: Option<Pinned>,
-    map: MmapMut,
+    /// Never borrowed as a whole: that would be a borrow of every slot.
+    map: MmapRaw,
     slot_bytes: usize,
 }
 
@@ -54,7 +55,7 @@ pub(super) fn slots(device: &Device, slots: usize, slot_bytes: usize) -> Result<
             Some(unsafe { gpu.pin(map.as_mut_ptr(), len) }?)
         }
     };
-    let slab = Arc::new(Slab { pinned, map, slot_bytes });
+    let slab = Arc::new(Slab { pinned, map: map.into(), slot_bytes });
     Ok((0..slots).map(|index| SlabSlot { slab: Arc::clone(&slab), index }).collect())
 }
 
@@ -78,7 +79,7 @@ impl SlabSlot {
     }
 
     fn bytes(&self) -> *mut [u8] {
-        let start = self.slab.map.as_ptr().cast_mut().wrapping_add(self.index * self.slab.slot_bytes);
+        let start = self.slab.map.as_mut_ptr().wrapping_add(self.index * self.slab.slot_bytes);
         std::ptr::slice_from_raw_parts_mut(start, self.slab.slot_bytes)
     }
 }

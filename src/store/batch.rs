@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::io::{Blob, PayloadStream, lay_out, step};
 use crate::metrics::Counters;
 use crate::store::Store;
-use crate::store::commit::{SmallCommit, duplicate};
+use crate::store::commit::{Deleted, SmallCommit, duplicate};
 use crate::store::core::Core;
 use crate::store::limit::Room;
 use crate::store::options::Durability;
@@ -129,6 +129,11 @@ impl<'a> Batch<'a> {
     /// [`StoreOptions::write_deadline`](crate::StoreOptions::write_deadline)): the changes may still become visible, now or with
     /// the next open, all of them or none.
     pub fn commit(self) -> Result<()> {
+        self.commit_telling(None)
+    }
+
+    /// [`commit`](Batch::commit), which tells whether what it deletes was there.
+    pub(crate) fn commit_telling(self, deleted: Option<Deleted>) -> Result<()> {
         let core = self.store.core()?;
         let _passing = core.gate.read();
         core.check_open()?;
@@ -142,7 +147,7 @@ impl<'a> Batch<'a> {
         let mut keep = keep.into_iter();
         let mut changes = self.changes;
         changes.retain(|_| keep.next().unwrap_or(false));
-        commit(&core, changes, self.durability)
+        commit(&core, changes, self.durability, deleted)
     }
 }
 
@@ -151,7 +156,12 @@ fn within(what: &'static str, value: u64, limit: u64) -> Result<()> {
 }
 
 /// Writes changes, of which no two have the same key, as one commit.
-fn commit(core: &Arc<Core>, mut changes: Vec<Change<'_>>, durability: Durability) -> Result<()> {
+fn commit(
+    core: &Arc<Core>,
+    mut changes: Vec<Change<'_>>,
+    durability: Durability,
+    deleted: Option<Deleted>,
+) -> Result<()> {
     let writer = core.writer()?;
     writer.committer.check()?;
     if changes.is_empty() {
@@ -182,7 +192,7 @@ fn commit(core: &Arc<Core>, mut changes: Vec<Change<'_>>, durability: Durability
         fill_in_checksums(&mut entries, &mut blobs);
         let body = encode(core, &entries)?;
         let size_bytes = bytes.len() as u64;
-        let commit = SmallCommit { body, bytes, entries: index_entries(entries), durable };
+        let commit = SmallCommit { body, bytes, entries: index_entries(entries), durable, deleted };
         core.commit_in_group(commit, size_bytes, carry_out)?;
     } else {
         let tail = core.watch_write("commit", move |core| core.writer()?.committer.lease(total))?;
@@ -196,7 +206,7 @@ fn commit(core: &Arc<Core>, mut changes: Vec<Change<'_>>, durability: Durability
             let committer = &core.writer()?.committer;
             // The payload is on the disk before the frame that speaks for it is written.
             committer.sync_payload(&tail)?;
-            let seq = committer.write_large(tail, &body, payload_len, index, durable)?;
+            let seq = committer.write_large(tail, &body, payload_len, index, durable, deleted)?;
             finish(core, seq, durable)
         })?;
     }

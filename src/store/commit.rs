@@ -22,15 +22,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use alight_format::{EncodedBody, IndexEntry, IndexKind, PAYLOAD_SYNCED, PreludeFields, SegmentId, Seq};
-use parking_lot::Mutex;
 
 use crate::config::{ALLOCATE_STEP_BYTES, GROUP_BYTES_MAX, PREWRITE_BYTES, PREWRITTEN_COMMITS_BYTES_MAX};
 use crate::error::{Error, Result};
 use crate::storage::{AlignedBuf, Caching, PooledBuf, StorageFile, write_all_vectored_at};
 use crate::store::segment::{FIRST_FRAME, Segment, Segments};
+use crate::sync::lock::Mutex;
 
 /// A commit whose bytes are ready but for what depends on its place: the front of `bytes` is room for the frame, the
 /// rest is the payload.
@@ -40,7 +40,12 @@ pub(crate) struct SmallCommit {
     /// Index entries with `offset` still relative to the payload, and no place or number yet.
     pub(crate) entries: Vec<IndexEntry>,
     pub(crate) durable: bool,
+    pub(crate) deleted: Option<Deleted>,
 }
+
+/// Told when a commit becomes visible: whether a key that it deletes led to a value just before. For whoever asked for the
+/// delete: what a look beforehand finds another commit may have taken away since.
+pub(crate) type Deleted = Arc<AtomicBool>;
 
 /// The end of a segment that may be appended to.
 #[derive(Debug)]
@@ -85,6 +90,7 @@ pub(crate) struct Written {
     pub(crate) entries: Vec<IndexEntry>,
     /// Whether it is compaction's own, and repeats what earlier commits did.
     pub(crate) repeats: bool,
+    pub(crate) deleted: Option<Deleted>,
 }
 
 /// Zeros to write from, where direct writes may begin.
@@ -293,6 +299,7 @@ impl Committer {
                 digest,
                 entries: std::mem::take(&mut commit.entries),
                 repeats: false,
+                deleted: commit.deleted.take(),
             });
             previous_digest = digest;
             seq = seq.next();
@@ -386,6 +393,7 @@ impl Committer {
         payload_len: u64,
         mut entries: Vec<IndexEntry>,
         durable: bool,
+        deleted: Option<Deleted>,
     ) -> Result<Seq> {
         let frame_len = body.frame_len();
         let mut frame = AlignedBuf::zeroed(frame_len as usize);
@@ -425,6 +433,7 @@ impl Committer {
             digest,
             entries,
             repeats,
+            deleted,
         });
         self.note_written(seq, &tail);
         if tail.offset < self.segment_bytes && !tail.single {

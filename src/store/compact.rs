@@ -24,8 +24,6 @@ use std::time::{Duration, Instant};
 
 use alight_format::{Entry, EntryKind, IndexKind, SegmentId, SegmentRecord, Seq};
 
-use parking_lot::RwLockReadGuard;
-
 use crate::config::{
     BACKGROUND_EXCESS_PERCENT, BACKGROUND_PERCENT, COMPACTION_BATCH_BYTES, COMPACTION_BATCH_ENTRIES,
     COMPACTION_BATCH_ENTRY_BYTES, COMPACTION_PERCENT,
@@ -42,6 +40,7 @@ use crate::store::payload::{stream_payload, take_back};
 use crate::store::reclaim::frame_at;
 use crate::store::segment::{FIRST_FRAME, Segment};
 use crate::store::space::{Candidate, oldest_put, worth_rewriting};
+use crate::sync::lock::RwLockReadGuard;
 use crate::tensor::{ReadAt, TensorRef};
 
 /// How [`Store::compact`](crate::Store::compact) goes about it.
@@ -435,7 +434,7 @@ fn repeat(core: &Arc<Core>, moved: &[Moved]) -> Result<Vec<usize>> {
         return Ok(damaged);
     }
     committer.sync_payload(&tail)?;
-    let seq = committer.write_large(tail, &body, payload_len, index_entries(entries), true)?;
+    let seq = committer.write_large(tail, &body, payload_len, index_entries(entries), true, None)?;
     finish(core, seq, true)?;
     Ok(Vec::new())
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use alight_format::{Manifest, SegmentRecord};
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::Condvar;
 
 use crate::config::{DEAD_BYTES_STEP, FLUSH_PATIENCE, OVERLAY_BACKLOG_FACTOR};
 use crate::error::{Error, Result};
@@ -28,6 +28,7 @@ use crate::store::reclaim::Reclaim;
 use crate::store::segment::{Accounting, Segment, Segments};
 use crate::store::snapshot::Snapshots;
 use crate::store::unsettled;
+use crate::sync::lock::{Mutex, RwLock};
 
 /// An open store's parts.
 pub(crate) struct Core {
@@ -89,7 +90,7 @@ pub(crate) struct Writer {
     /// After how many of them space is given back.
     dead_step: AtomicU64,
     /// What the maintenance thread waits for, and what those wait for who wait for it.
-    pub(crate) wanted: Mutex<Wanted>,
+    pub(crate) wanted: parking_lot::Mutex<Wanted>,
     pub(crate) signal: Condvar,
     /// Shared with what is under way: it is let go when all of that has ended.
     pub(crate) lock: Mutex<Option<Arc<dyn StorageLock>>>,
@@ -326,7 +327,7 @@ impl Writer {
             live: AtomicU64::new(live_bytes),
             died: AtomicU64::new(0),
             dead_step: AtomicU64::new(DEAD_BYTES_STEP),
-            wanted: Mutex::default(),
+            wanted: parking_lot::Mutex::default(),
             signal: Condvar::new(),
             lock: Mutex::new(Some(lock.into())),
         }

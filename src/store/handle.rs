@@ -8,14 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
-use parking_lot::{Mutex, RwLock};
-
 use crate::device::{Device, DeviceBuffer};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::store::backup::{BackupProgress, BackupReport, back_up};
 use crate::store::batch::Batch;
-use crate::store::commit::Committer;
+use crate::store::commit::{Committer, Deleted};
 use crate::store::compact::{CompactOptions, CompactProgress, CompactReport};
 use crate::store::core::{Core, Writer};
 use crate::store::open;
@@ -26,6 +24,7 @@ use crate::store::stat::Stat;
 use crate::store::stream::Stream;
 use crate::store::verify::{VerifyProgress, VerifyReport};
 use crate::store::watch::close_gate;
+use crate::sync::lock::{Mutex, RwLock};
 use crate::tensor::{Tensor, TensorInfo, TensorRef};
 use crate::trace::scope;
 
@@ -34,6 +33,12 @@ use crate::trace::scope;
 /// A handle: cloning it is cheap, and clones may be used from any number of threads at once. The store is closed by
 /// [`close`](Store::close), or when the last clone and the last snapshot are dropped; closing explicitly is how to learn
 /// of an error.
+///
+/// Calls of many threads are answered as if the store did one thing at a time: a put, a delete, a batch, and a get of one key or of
+/// many take effect at one moment between call and return, whatever else goes on (they are linearisable, also together). A scan,
+/// a snapshot and a backup show one state, which was the store's at a moment of the call that made them. What is answered
+/// with [`Error::Closed`] changed nothing. A store that was opened for reading only shows one state too: with all that was
+/// acknowledged before it was opened or last [refreshed](Store::refresh), and nothing that was begun afterwards.
 ///
 /// ```
 /// use alight::{Device, Store};
@@ -168,7 +173,8 @@ impl Store {
         batch.commit()
     }
 
-    /// Deletes a key as one commit; says whether it was there. Nothing is written when it was not.
+    /// Deletes a key as one commit; says whether it was there, so that of several threads that delete it one is told so.
+    /// Nothing is written when it was not.
     ///
     /// # Errors
     /// As [`Batch::delete`] and [`Batch::commit`].
@@ -180,8 +186,9 @@ impl Store {
         }
         let mut batch = self.batch();
         batch.delete(key)?;
-        batch.commit()?;
-        Ok(true)
+        let deleted = Deleted::default();
+        batch.commit_telling(Some(Arc::clone(&deleted)))?;
+        Ok(deleted.load(Ordering::Acquire))
     }
 
     /// An empty batch of changes to be made as one commit.

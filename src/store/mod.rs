@@ -22,6 +22,8 @@ mod group;
 mod handle;
 mod layout;
 mod limit;
+#[cfg(all(test, loom))]
+mod loom_tests;
 mod manifest;
 mod open;
 mod options;

@@ -510,7 +510,11 @@ fn replay(version: &mut Version, segments: &Segments, recovery: Recovery) {
             .into_iter()
             .map(|entry| index_entry(entry, prelude.seq, segment.id, prelude.offset, payload))
             .collect();
-        publish(version, segments, Written { seq: prelude.seq, durable: true, segment, end, digest, entries, repeats });
+        publish(
+            version,
+            segments,
+            Written { seq: prelude.seq, durable: true, segment, end, digest, entries, repeats, deleted: None },
+        );
     }
     debug_assert_eq!(version.seq, last);
 }

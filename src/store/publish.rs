@@ -2,6 +2,7 @@
 
 use std::ops::AddAssign;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use alight_format::{Entry, EntryKind, IndexEntry, IndexKind, SegmentId, Seq};
 
@@ -57,6 +58,14 @@ pub(crate) fn publish(version: &mut Version, segments: &Segments, commit: Writte
         if !stands {
             change.overtaken += entry.length;
             continue;
+        }
+        if entry.kind == IndexKind::Delete
+            && let Some(deleted) = &commit.deleted
+        {
+            // Of a damaged index nothing better is known than what a look beforehand found.
+            let was_there =
+                before.as_ref().map_or(true, |now| now.as_ref().is_some_and(|now| now.kind == IndexKind::Put));
+            deleted.store(was_there, Ordering::Release);
         }
         match before {
             Ok(Some(old)) if old.kind == IndexKind::Put => {

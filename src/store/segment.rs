@@ -12,13 +12,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use alight_format::{Salt, SegmentHeader, SegmentId, SegmentRecord, Seq, StoreId, limits};
-use parking_lot::{Mutex, RwLock};
 
 use crate::config::OPEN_SEGMENTS_MAX;
 use crate::error::{Error, Result};
 use crate::storage::{AlignedBuf, Caching, OpenMode, Storage, StorageFile, read_exact_at, write_all_at};
 use crate::store::layout::Layout;
 use crate::store::{distrust, entropy};
+use crate::sync::lock::{Mutex, RwLock};
 
 /// Where the first frame of a segment lies: after the header's block.
 pub(crate) const FIRST_FRAME: u64 = limits::BLOCK_BYTES;

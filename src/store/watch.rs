@@ -11,9 +11,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alight_format::Seq;
-use parking_lot::{RwLock, RwLockWriteGuard};
-
 use crate::device::staging::Slot;
 use crate::device::transfer::Waiting;
 use crate::error::{Error, Result};
@@ -23,6 +20,8 @@ use crate::storage::StorageLock;
 use crate::store::commit::SmallCommit;
 use crate::store::core::{Core, Writer};
 use crate::store::group::Extent;
+use crate::sync::lock::{RwLock, RwLockWriteGuard};
+use alight_format::Seq;
 
 /// How long the caller of a commit that was given up waits for the note about it: on a disk that is stuck it is not left
 /// before the disk goes on.

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses some of it")]
 
 pub mod gpu;
+pub mod history;
 pub mod interposed;
 pub mod model;
 pub mod rebuild;

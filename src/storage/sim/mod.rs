@@ -49,9 +49,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::{DirEntry, OpenMode, Storage, StorageFile, StorageLock};
+use crate::sync::lock::Mutex;
 
 mod choice;
 mod content;
