@@ -16,7 +16,9 @@ use crate::Device;
 use crate::storage::sim::SimStorage;
 
 fn options(sim: &SimStorage) -> StoreOptions {
+    // Without deadlines: their threads are not loom's.
     let options = Store::options().storage(Arc::new(sim.clone())).maintenance(Maintenance::Inline);
+    let options = options.deadline(None).write_deadline(None);
     options.segment_bytes(64 << 10).small_commit_bytes_max(8 << 10)
 }
 
