@@ -28,7 +28,7 @@ use alight_format::{EncodedBody, IndexEntry, IndexKind, PAYLOAD_SYNCED, PreludeF
 
 use crate::config::{ALLOCATE_STEP_BYTES, GROUP_BYTES_MAX, PREWRITE_BYTES, PREWRITTEN_COMMITS_BYTES_MAX};
 use crate::error::{Error, Result};
-use crate::storage::{AlignedBuf, Caching, PooledBuf, StorageFile, write_all_vectored_at};
+use crate::storage::{AlignedBuf, Caching, DIRECT_ALIGN_BYTES, PooledBuf, StorageFile, write_all_vectored_at};
 use crate::store::segment::{FIRST_FRAME, Segment, Segments};
 use crate::sync::lock::Mutex;
 
@@ -76,7 +76,8 @@ impl Tail {
         if total > PREWRITTEN_COMMITS_BYTES_MAX || end <= self.prewritten {
             return 0;
         }
-        self.allocated.saturating_sub(end).min(PREWRITE_BYTES)
+        // Of a segment that a power cut left behind the length may be anything.
+        self.allocated.saturating_sub(end).min(PREWRITE_BYTES) / DIRECT_ALIGN_BYTES * DIRECT_ALIGN_BYTES
     }
 }
 
