@@ -8,14 +8,14 @@ use alight_format::{
     Dtype, EncodedBody, Entry, Frame, HashedKey, IndexEntry, IndexKind, Manifest, PreludeFields, RunId, RunRecord,
     RunView, Salt, SegmentHeader, SegmentId, SegmentRecord, Seq,
 };
-use common::{Oracle, STORE, build, build_with, entry, neighbours, oracle};
+use common::{EVERY, Oracle, PART, STORE, build, build_with, entry, neighbours, oracle};
 use proptest::prelude::*;
 
 /// Calls `check` with `bytes` after each bit of them was flipped, in turn.
 fn with_each_bit_flipped(bytes: &[u8], mut check: impl FnMut(&[u8], usize)) {
     let mut bytes = bytes.to_vec();
-    for at in 0..bytes.len() {
-        for bit in 0..8 {
+    for at in (0..bytes.len()).step_by(EVERY) {
+        for bit in (0..8).step_by(if cfg!(miri) { 7 } else { 1 }) {
             bytes[at] ^= 1 << bit;
             check(&bytes, at);
             bytes[at] ^= 1 << bit;
@@ -75,21 +75,25 @@ fn manifest() -> Vec<u8> {
 fn a_flipped_bit_or_a_cut_of_a_segment_header_is_found_out() {
     let header = SegmentHeader::new(STORE, SegmentId(1), Salt(5)).encode();
     with_each_bit_flipped(&header, |bytes, at| assert!(SegmentHeader::decode(bytes).is_err(), "byte {at}"));
-    (0..header.len()).for_each(|cut| assert!(SegmentHeader::decode(&header[..cut]).is_err(), "cut at {cut}"));
+    (0..header.len())
+        .step_by(EVERY)
+        .for_each(|cut| assert!(SegmentHeader::decode(&header[..cut]).is_err(), "cut at {cut}"));
 }
 
 #[test]
 fn a_flipped_bit_or_a_cut_of_a_frame_is_found_out() {
     let frame = frame();
     with_each_bit_flipped(&frame, |bytes, at| assert!(Frame::decode(bytes).is_err(), "byte {at}"));
-    (0..frame.len()).for_each(|cut| assert!(Frame::decode(&frame[..cut]).is_err(), "cut at {cut}"));
+    (0..frame.len()).step_by(EVERY).for_each(|cut| assert!(Frame::decode(&frame[..cut]).is_err(), "cut at {cut}"));
 }
 
 #[test]
 fn a_flipped_bit_or_a_cut_of_a_manifest_is_found_out() {
     let manifest = manifest();
     with_each_bit_flipped(&manifest, |bytes, at| assert!(Manifest::decode(bytes).is_err(), "byte {at}"));
-    (0..manifest.len()).for_each(|cut| assert!(Manifest::decode(&manifest[..cut]).is_err(), "cut at {cut}"));
+    (0..manifest.len())
+        .step_by(EVERY)
+        .for_each(|cut| assert!(Manifest::decode(&manifest[..cut]).is_err(), "cut at {cut}"));
 }
 
 /// Some keys of an oracle and their neighbours, spread over it.
@@ -127,7 +131,8 @@ fn assert_never_wrong(bytes: &[u8], oracle: &Oracle, questions: &[Vec<u8>], cont
 
 #[test]
 fn a_flipped_bit_of_a_run_is_found_out_by_verify_and_never_makes_a_lookup_wrong() {
-    let oracle = oracle((0..250u32).map(|number| format!("model.layers.{}.{}", number % 9, number * number)));
+    let oracle =
+        oracle((0..250 / u32::from(PART)).map(|number| format!("model.layers.{}.{}", number % 9, number * number)));
     let (bytes, _) = build(&oracle);
     let questions = questions(&oracle, 5);
     with_each_bit_flipped(&bytes, |bytes, at| {
@@ -135,9 +140,9 @@ fn a_flipped_bit_of_a_run_is_found_out_by_verify_and_never_makes_a_lookup_wrong(
         assert!(found_out, "byte {at}");
     });
     // With a table that has every key, with one that is full, and with one that has hardly any.
-    for expected in [250, 200, 0] {
+    for expected in [250, 200, 0].map(|expected| expected / u64::from(PART)) {
         let (bytes, _) = build_with(&oracle, expected);
-        for at in 0..bytes.len() {
+        for at in (0..bytes.len()).step_by(EVERY) {
             let mut bytes = bytes.clone();
             bytes[at] ^= 1 << (at % 8);
             assert_never_wrong(&bytes, &oracle, &questions, || format!("byte {at}, {expected} expected"));
@@ -183,7 +188,7 @@ fn a_wrong_fence_never_makes_a_lookup_wrong() {
     assert!(header.height >= 3);
     let questions = questions(&oracle, 5);
     let fences = header.fences_offset as usize..(header.fences_offset + header.fences_bytes) as usize;
-    for at in fences {
+    for at in fences.step_by(EVERY) {
         let whole = bytes[at];
         for wrong in [whole ^ 1, whole ^ 0x80, 0] {
             bytes[at] = wrong;
@@ -195,7 +200,7 @@ fn a_wrong_fence_never_makes_a_lookup_wrong() {
 
 #[test]
 fn a_part_that_was_right_elsewhere_is_not_right_here() {
-    let oracle = oracle((0..3000u32).map(|number| format!("model.layers.{number:05}")));
+    let oracle = oracle((0..3000 / u32::from(PART)).map(|number| format!("model.layers.{number:05}")));
     let (bytes, _) = build(&oracle);
     // The same keys with other values, as a run that was deleted would have left them on the disk.
     let changed = |entry: &IndexEntry| match entry.kind {
@@ -205,7 +210,7 @@ fn a_part_that_was_right_elsewhere_is_not_right_here() {
     let changed: Oracle = oracle.iter().map(|(key, entry)| (key.clone(), changed(entry))).collect();
     let (other, _) = common::build_as(&changed, RunId(4));
     assert_eq!(bytes.len(), other.len());
-    let questions = questions(&oracle, 100);
+    let questions = questions(&oracle, 100 / usize::from(PART));
     let blocks = bytes.len() / 4096;
     for to in 1..blocks {
         let place = to * 4096..(to + 1) * 4096;
@@ -221,20 +226,20 @@ fn a_part_that_was_right_elsewhere_is_not_right_here() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 3 } else { 200 }))]
 
     #[test]
     fn fences_of_noise_never_make_a_lookup_wrong(
         noise in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..200),
     ) {
-        let oracle = oracle((0..4000u32).map(|number| format!("model.layers.{}.{}", number % 9, number * number)));
+        let oracle = oracle((0..4000 / u32::from(PART)).map(|number| format!("model.layers.{}.{}", number % 9, number * number)));
         let (mut bytes, _) = build_with(&oracle, 0);
         let header = *RunView::new(&bytes).unwrap().header();
         let fences = &mut bytes[header.fences_offset as usize..(header.fences_offset + header.fences_bytes) as usize];
         for (at, byte) in noise {
             fences[at.index(fences.len())] = byte;
         }
-        assert_never_wrong(&bytes, &oracle, &questions(&oracle, 50), || "noise".into());
+        assert_never_wrong(&bytes, &oracle, &questions(&oracle, 50 / usize::from(PART)), || "noise".into());
     }
 
     #[test]

@@ -274,6 +274,7 @@ fn store_with(name: &str, mut change: impl FnMut(&str, &mut Vec<u8>)) -> PathBuf
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "starts another process")]
 fn the_python_reader_lists_and_extracts_the_golden_store() {
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("extracted");
     let _ = fs::remove_dir_all(&out);
@@ -291,6 +292,7 @@ fn the_python_reader_lists_and_extracts_the_golden_store() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "starts another process")]
 fn the_python_reader_tells_damage_from_a_torn_tail() {
     if reader(&[Path::new("list"), &golden("store")]).is_none() {
         return;

@@ -103,7 +103,8 @@ pub(super) fn map(len: usize) -> io::Result<MmapMut> {
         return Err(io::ErrorKind::OutOfMemory.into());
     }
     let map = MmapMut::map_anon(len)?;
-    #[cfg(target_os = "linux")]
+    // Miri does not have the call.
+    #[cfg(all(target_os = "linux", not(miri)))]
     if let Err(error) = map.advise(memmap2::Advice::HugePage) {
         tracing::trace!(%error, "no huge pages for host memory");
     }

@@ -121,7 +121,7 @@ mod tests {
     fn the_number_of_runs_grows_with_the_logarithm_of_the_flushes() {
         let mut runs: Vec<u64> = Vec::new();
         let mut written = 0u64;
-        let flushes = 100_000u64;
+        let flushes = if cfg!(miri) { 500 } else { 100_000u64 };
         for _ in 0..flushes {
             let count = merge_count(1, runs.iter().copied(), RUN_GROWTH);
             let merged = 1 + runs.drain(..count).sum::<u64>();

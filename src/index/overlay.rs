@@ -114,18 +114,19 @@ mod tests {
         let mut overlay = Overlay::default();
         let mut oracle: BTreeMap<String, u64> = BTreeMap::new();
         let mut clones = Vec::new();
-        for n in 0..20_000u64 {
-            let key = format!("layers.{}", n.wrapping_mul(0x9e37_79b9) % 15_000);
+        let (puts, keys, apart) = if cfg!(miri) { (400, 300, 80) } else { (20_000u64, 15_000, 4000) };
+        for n in 0..puts {
+            let key = format!("layers.{}", n.wrapping_mul(0x9e37_79b9) % keys);
             overlay.insert(entry(&key, n + 1));
             oracle.insert(key, n + 1);
-            if n % 4000 == 0 {
+            if n % apart == 0 {
                 clones.push((overlay.clone(), oracle.clone()));
             }
         }
         clones.push((overlay, oracle));
         for (overlay, oracle) in &clones {
             assert_eq!(overlay.len(), oracle.len());
-            for n in 0..15_000 {
+            for n in 0..keys {
                 let key = format!("layers.{n}");
                 assert_eq!(seq(overlay, &key), oracle.get(&key).copied());
             }
@@ -134,6 +135,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "statistics of 32,000 keys take minutes")]
     fn few_absent_keys_are_looked_up_in_vain() {
         let filter = Filter::default();
         let key = |n: usize| format!("model.layers.{}.weight.{n}", n % 60);

@@ -164,6 +164,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "ten mebibytes, five times over, take hours")]
     fn the_stream_is_the_payload_whatever_the_windows_and_its_checksums_are_right() {
         let chunk = limits::CHUNK_BYTES as usize;
         let lengths = [0, 1, 5000, 0, chunk - 1, chunk, chunk + 1, 3 * chunk, 77, 2 * chunk + 5, 0];

@@ -230,7 +230,7 @@ mod tests {
         let mut rest = Vec::new();
         entry.encode_rest(&mut rest);
         assert!(rest.len() <= REST_BYTES_MAX);
-        for cut in 0..rest.len() {
+        for cut in (0..rest.len()).step_by(if cfg!(miri) { 23 } else { 1 }) {
             assert!(IndexEntry::decode(entry.key.clone(), &rest[..cut]).is_err(), "cut at {cut}");
         }
         assert_eq!(IndexEntry::kind_of(&rest), Ok(entry.kind));
