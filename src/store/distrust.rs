@@ -10,6 +10,9 @@
 //! The note itself is not synced. If the power is cut, what it warns of is over: the next open reads the disk itself.
 //! It names the manifest's generation, and counts for that one and the next, which may have been about to take its place;
 //! the open that heeds it writes one beyond those, so it counts once.
+//!
+//! A note that is not whole warns as well, though not of what: on a full disk its name may be all there was room for. What
+//! the next open does then is told in [`unsettled`](super::unsettled).
 
 use std::io;
 
@@ -41,20 +44,32 @@ pub(crate) fn leave(storage: &dyn Storage, layout: &Layout, generation: u64, syn
 
 /// A note that was found.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Note {
-    generation: u64,
-    synced: Seq,
+pub(crate) enum Note {
+    Whole {
+        generation: u64,
+        synced: Seq,
+    },
+    /// It could not be written, or a power cut broke it: nothing tells which.
+    Torn,
 }
 
 impl Note {
-    /// Up to which commit the store may be believed, if the note is about this generation of the manifest.
+    /// Up to which commit the store may be believed, if the note says that it is about this generation of the manifest.
     pub(crate) fn about(self, generation: u64) -> Option<Seq> {
-        let concerned = self.generation == generation || self.generation.checked_add(1) == Some(generation);
-        concerned.then_some(self.synced)
+        match self {
+            Self::Whole { generation: noted, synced } => {
+                (noted == generation || noted.checked_add(1) == Some(generation)).then_some(synced)
+            }
+            Self::Torn => None,
+        }
+    }
+
+    pub(crate) fn is_torn(self) -> bool {
+        matches!(self, Self::Torn)
     }
 }
 
-/// The note, where there is one that is whole.
+/// The note, where there is one.
 pub(crate) fn read(storage: &dyn Storage, layout: &Layout) -> Result<Option<Note>> {
     let path = layout.distrust();
     let file = match storage.open(&path, OpenMode::Read) {
@@ -65,13 +80,12 @@ pub(crate) fn read(storage: &dyn Storage, layout: &Layout) -> Result<Option<Note
     let mut note = [0; NOTE_BYTES];
     match read_exact_at(&*file, &mut note, 0, Caching::Buffered) {
         Ok(()) => {}
-        // A note that a power cut tore is about what the power cut ended.
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(Some(Note::Torn)),
         Err(error) => return Err(Error::io("read", &path)(error)),
     }
     let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| note[at + i]));
     let whole = note[..8] == MAGIC && note[24..] == crc32(&note[..24]).to_le_bytes();
-    Ok(whole.then(|| Note { generation: number(8), synced: Seq(number(16)) }))
+    Ok(Some(if whole { Note::Whole { generation: number(8), synced: Seq(number(16)) } } else { Note::Torn }))
 }
 
 /// Takes the note away, once a manifest of a later generation is in place.

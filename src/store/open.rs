@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::index::{Run, Version};
 use crate::storage::{DirEntry, OpenMode, Storage, StorageFile, StorageLock};
 use crate::store::commit::{Tail, Written};
-use crate::store::distrust;
+use crate::store::distrust::{self, Note};
 use crate::store::entropy;
 use crate::store::layout::Layout;
 use crate::store::manifest;
@@ -230,7 +230,7 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     }
     let mut loaded = load(storage, &layout, &manifest, &[])?;
     let (mut recovery, mut scans) = loaded.recover()?;
-    let unsettled = unsettled::is_left(&**storage, &layout)?;
+    let unsettled = loaded.torn_note || unsettled::is_left(&**storage, &layout)?;
     if unsettled {
         let ends = scans.iter().map(|scan| (scan.segment.id, scan.end_of_frames));
         unsettled::renew(&**storage, &layout, ends)?;
@@ -366,6 +366,8 @@ struct Loaded {
     trusted: Option<Seq>,
     /// Whether such word was left that is not about this manifest.
     outlived: bool,
+    /// Whether such word was left that does not say what it is about.
+    torn_note: bool,
 }
 
 fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest, known: &[Arc<Run>]) -> Result<Loaded> {
@@ -448,9 +450,10 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest, known:
     let version = Version::of_runs(manifest.covered, runs);
     let note = distrust::read(&**storage, layout)?;
     let trusted = note.and_then(|note| note.about(manifest.generation));
-    let outlived = note.is_some() && trusted.is_none();
+    let torn_note = note.is_some_and(Note::is_torn);
+    let outlived = note.is_some() && trusted.is_none() && !torn_note;
     let covered = manifest.covered;
-    Ok(Loaded { segments, version, open, leftovers, condemned, next_run, found, covered, trusted, outlived })
+    Ok(Loaded { segments, version, open, leftovers, condemned, next_run, found, covered, trusted, outlived, torn_note })
 }
 
 impl Loaded {

@@ -5,14 +5,17 @@
 //! and call them synced from then on, and the next sync proves nothing. A commit that was built on them would testify, after
 //! a power cut, to what the disk never had, and the store would be refused as damaged.
 //!
-//! So where the note lies, an opening syncs none of those files. It copies what lies in them to new ones, syncs these, and
+//! The other note ([`distrust`](super::distrust)) may be torn, which says that a sync failed and no more: then it is the
+//! same.
+//!
+//! So where a note lies, an opening syncs none of those files. It copies what lies in them to new ones, syncs these, and
 //! gives them the names of the old ones.
 //!
 //! # Invariants
 //! - Nothing is written over: until a copy has the name, the old file has it, and both say the same.
-//! - The note goes only when the copies, their names and a new manifest are durable. One that is left over costs a copy.
+//! - A note goes only when the copies, their names and a new manifest are durable. One that is left over costs a copy.
 //!
-//! Like the other note ([`distrust`](super::distrust)) it is not synced: a power cut ends what it warns of.
+//! Like the other note it is not synced: a power cut ends what it warns of.
 
 use std::io;
 use std::path::PathBuf;
