@@ -3,8 +3,8 @@
 //! Three stages, each under its own lock, so that one commit is written while another is synced:
 //!
 //! 1. **Write.** Small commits gather in a [`group`](super::group); its leader writes everybody's frames and payloads
-//!    with one call, and zeros behind them now and then (see [`PREWRITE_BYTES`]). A large commit streams its payload into a segment of which it has sole use, syncs it, and only then takes its
-//!    sequence number and writes its frame.
+//!    with one call, and zeros behind them now and then (see [`PREWRITE_BYTES`]). A large commit streams its payload into a
+//!    segment of which it has sole use, syncs it, and only then takes its sequence number and writes its frame.
 //! 2. **Sync.** One sync of every segment that holds unsynced frames serves all commits written before it began.
 //! 3. **Publish.** Commits become visible in the order of their sequence numbers.
 //!
@@ -15,8 +15,8 @@
 //! - A failed write of a frame is undone by cutting the segment there, durably, before any other commit takes its
 //!   number. If that fails too, or any sync does, the store refuses writes until it is opened again.
 //! - Once writes are refused no commit is acknowledged as durable: the note for the next open says which was the last.
-//! - Locks are taken in the order sync, publish, log, unsynced, verdict; none is taken while a later one is held, and the last is never
-//!   held while anything waits for the disk.
+//! - Locks are taken in the order sync, publish, log, unsynced, verdict; none is taken while a later one is held, and the
+//!   last is never held while anything waits for the disk.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
