@@ -64,13 +64,6 @@ impl ReadPlan {
     pub(crate) fn new(extents: &[Extent], whole_blocks: bool) -> Self {
         let mut order: Vec<usize> = (0..extents.len()).collect();
         order.sort_by_key(|&index| (extents[index].segment, extents[index].offset, extents[index].length));
-        // A value of about one read is two: while one is being checked, the other is on its way.
-        let wanted: u64 = extents.iter().map(|extent| extent.length).sum();
-        let unit = if (READ_BYTES as u64 / 2..=READ_BYTES as u64).contains(&wanted) {
-            (wanted / 2).next_multiple_of(limits::BLOCK_BYTES)
-        } else {
-            READ_BYTES as u64
-        };
         let mut plan = Self { arena_offsets: vec![0; extents.len()], ..Self::default() };
         let mut rest = &order[..];
         while let Some(&first) = rest.first() {
@@ -79,7 +72,7 @@ impl ReadPlan {
                 continue;
             }
             let span = span_len(extents, rest);
-            plan.add_span(extents, &rest[..span], whole_blocks, unit);
+            plan.add_span(extents, &rest[..span], whole_blocks);
             rest = &rest[span..];
         }
         plan
@@ -97,7 +90,7 @@ impl ReadPlan {
     }
 
     /// Adds neighbours that are read as one range.
-    fn add_span(&mut self, extents: &[Extent], span: &[usize], whole_blocks: bool, unit: u64) {
+    fn add_span(&mut self, extents: &[Extent], span: &[usize], whole_blocks: bool) {
         let segment = extents[span[0]].segment;
         let start = extents[span[0]].offset;
         let end = span.iter().map(|&index| extents[index].end()).max().expect("a span has an extent");
@@ -117,7 +110,7 @@ impl ReadPlan {
         let mut first = 0;
         let mut offset = read_start;
         while offset < read_end {
-            let len = (read_end - offset).min(unit);
+            let len = (read_end - offset).min(READ_BYTES as u64);
             let to = offset + len;
             // Extents are sorted by offset; those that end before this read are done with, but for a later, longer
             // twin of the same offset, which sorts after.
