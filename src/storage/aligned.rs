@@ -186,6 +186,66 @@ impl Drop for PooledBuf {
     }
 }
 
+/// A part of a buffer on loan, owned: one thread fills it while another writes out its neighbours. The buffer goes back to
+/// its pool with the last of its parts.
+#[derive(Debug)]
+pub struct PooledPart {
+    bytes: *mut [u8],
+    /// Reached by nobody while there are parts.
+    _whole: Arc<PooledBuf>,
+}
+
+impl PooledBuf {
+    /// Cuts the buffer into parts of these lengths, from its start on. What is left over is in none of them.
+    ///
+    /// # Panics
+    /// If the buffer is shorter.
+    pub fn cut(mut self, lens: impl IntoIterator<Item = usize>) -> Vec<PooledPart> {
+        let (start, len) = (self.as_mut_ptr(), self.len());
+        let whole = Arc::new(self);
+        let mut end = 0;
+        let parts = lens.into_iter().map(|part| {
+            let at = end;
+            end += part;
+            assert!(end <= len, "parts longer than their buffer");
+            let bytes = std::ptr::slice_from_raw_parts_mut(start.wrapping_add(at), part);
+            PooledPart { bytes, _whole: Arc::clone(&whole) }
+        });
+        parts.collect()
+    }
+}
+
+#[expect(unsafe_code, reason = "a raw pointer is not Send by itself")]
+// SAFETY: a part is reached through its one owner, like any bytes that are owned.
+unsafe impl Send for PooledPart {}
+
+#[expect(unsafe_code, reason = "a raw pointer is not Sync by itself")]
+// SAFETY: through a shared part its bytes are only read.
+unsafe impl Sync for PooledPart {}
+
+impl Deref for PooledPart {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        #[expect(unsafe_code, reason = "parts of one buffer have several owners")]
+        // SAFETY: the bytes lie in the buffer (`cut` counted them), whose memory stays where it is while a part holds it;
+        // nobody reaches the buffer itself meanwhile, and no two parts overlap.
+        unsafe {
+            &*self.bytes
+        }
+    }
+}
+
+impl DerefMut for PooledPart {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        #[expect(unsafe_code, reason = "parts of one buffer have several owners")]
+        // SAFETY: as in `deref`, and `&mut self` makes the borrow unique.
+        unsafe {
+            &mut *self.bytes
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,6 +266,26 @@ mod tests {
         let many: Vec<PooledBuf> = (0..20).map(|_| pool.take(4 << 20)).collect();
         drop(many);
         assert!(pool.free.lock().iter().map(|buffer| buffer.len()).sum::<usize>() <= KEPT_BYTES);
+    }
+
+    #[test]
+    fn parts_are_filled_apart_and_the_last_one_gives_the_buffer_back() {
+        let pool = Arc::new(BufferPool::default());
+        let whole = pool.take(3 * PAGE);
+        let place = whole.as_ptr();
+        let mut parts = whole.cut([PAGE, 0, 2 * PAGE]);
+        std::thread::scope(|scope| {
+            for (index, part) in parts.iter_mut().enumerate() {
+                scope.spawn(move || part.fill(index as u8 + 1));
+            }
+        });
+        assert!(parts[0].iter().all(|&byte| byte == 1) && parts[2].iter().all(|&byte| byte == 3));
+        let last = parts.pop().unwrap();
+        drop(parts);
+        assert!(pool.free.lock().is_empty() && last.len() == 2 * PAGE);
+        drop(last);
+        let again = pool.take(3 * PAGE);
+        assert_eq!((again.as_ptr(), again[0], again[PAGE]), (place, 1, 3));
     }
 
     #[test]

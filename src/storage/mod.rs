@@ -24,7 +24,7 @@ pub mod sim;
 #[cfg(test)]
 mod suite;
 
-pub use aligned::{AlignedBuf, BufferPool, DIRECT_ALIGN_BYTES, PooledBuf};
+pub use aligned::{AlignedBuf, BufferPool, DIRECT_ALIGN_BYTES, PooledBuf, PooledPart};
 pub use file::FileStorage;
 
 /// How a file is opened.
@@ -71,6 +71,15 @@ pub struct FileFacts {
     pub allocated_bytes: u64,
     /// How many names lead to the file, in whatever directories: what is changed in it is changed for all of them.
     pub links: u64,
+}
+
+/// Bytes to be written, and where to.
+#[derive(Debug)]
+pub struct Part {
+    /// Where in the file.
+    pub offset: u64,
+    /// What.
+    pub bytes: PooledPart,
 }
 
 /// A file system, as the store needs it. Every method blocks until the system has answered.
@@ -134,6 +143,16 @@ pub trait StorageFile: Send + Sync + fmt::Debug {
 
     /// Writes the slices one after another at `offset`; returns how many bytes were taken, which may be fewer.
     fn write_vectored_at(&self, bufs: &[io::IoSlice<'_>], offset: u64, caching: Caching) -> io::Result<usize>;
+
+    /// Writes all of some parts past the page cache, where the file system can: each as soon as it comes, several at a time
+    /// where the system can do that for one thread, and in no order. Blocks until all of them are written, or one has failed
+    /// and no other is on its way any more.
+    fn write_parts_at(&self, parts: &mut dyn Iterator<Item = Part>) -> io::Result<()> {
+        for part in parts {
+            write_all_at(self, &part.bytes, part.offset, Caching::Direct)?;
+        }
+        Ok(())
+    }
 
     /// Takes space for `len` bytes at `offset` ahead of use. The file's length grows to cover them; they read as
     /// zeros. Unsupported where the file system has no such call (`Unsupported`): then writes take space as they go.
@@ -200,13 +219,13 @@ pub fn read_exact_at(file: &dyn StorageFile, mut buf: &mut [u8], mut offset: u64
 }
 
 /// Writes all of `buf`, continuing short counts and interrupted calls; a write that takes nothing is `WriteZero`.
-pub fn write_all_at(file: &dyn StorageFile, buf: &[u8], offset: u64, caching: Caching) -> io::Result<()> {
+pub fn write_all_at(file: &(impl StorageFile + ?Sized), buf: &[u8], offset: u64, caching: Caching) -> io::Result<()> {
     write_all_vectored_at(file, &mut [io::IoSlice::new(buf)], offset, caching)
 }
 
 /// [`write_all_at`] for several slices in a row, as one call where the system takes them whole.
 pub fn write_all_vectored_at(
-    file: &dyn StorageFile,
+    file: &(impl StorageFile + ?Sized),
     mut bufs: &mut [io::IoSlice<'_>],
     mut offset: u64,
     caching: Caching,

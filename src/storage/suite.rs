@@ -8,7 +8,10 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestRunner};
 
-use super::{AlignedBuf, Caching, OpenMode, Storage, StorageFile, read_exact_at, write_all_at, write_all_vectored_at};
+use super::{
+    AlignedBuf, BufferPool, Caching, OpenMode, Part, Storage, StorageFile, read_exact_at, write_all_at,
+    write_all_vectored_at,
+};
 
 /// Makes every test of the suite for one implementation; `$make` answers a storage, an empty directory in it, and
 /// whatever must live as long as they do.
@@ -31,6 +34,7 @@ macro_rules! suite {
             a_file_says_how_many_names_it_has
             a_mapping_shows_the_bytes_and_never_reaches_past_the_end
             direct_transfers_and_buffered_ones_see_each_other
+            parts_land_where_they_belong
             no_data_is_ever_said_to_be_a_hole
             a_file_that_is_wholly_read_is_said_to_be_resident_or_nothing_is_said
             any_calls_answer_as_the_model_does
@@ -321,6 +325,29 @@ pub(super) fn direct_transfers_and_buffered_ones_see_each_other(storage: &dyn St
     file.truncate(8200).unwrap();
     assert_eq!(file.read_at(&mut back, 8192, Caching::Direct).unwrap(), 8);
     assert_eq!(&back[..8], [&b"ffered"[..], &pages[8198..8200]].concat());
+}
+
+pub(super) fn parts_land_where_they_belong(storage: &dyn Storage, root: &Path) {
+    let file = create(storage, &root.join("f"), b"");
+    // More than may be under way at a time; of one page to five, the last first.
+    let lens: Vec<usize> = (0..50).map(|part| 4096 * (1 + part % 5)).collect();
+    let total = lens.iter().sum();
+    let pool = Arc::new(BufferPool::default());
+    let mut whole = pool.take(total);
+    whole.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at / 7 % 253) as u8);
+    let expected = whole.to_vec();
+    let mut end = total as u64;
+    let mut parts = whole.cut(lens).into_iter().rev().map(|bytes| {
+        end -= bytes.len() as u64;
+        Part { offset: end, bytes }
+    });
+    file.write_parts_at(&mut parts).unwrap();
+    assert_eq!(content(&*file), expected);
+    let refused = storage.open(&root.join("f"), OpenMode::Read).unwrap();
+    let mut parts = pool.take(8192).cut([4096, 4096]).into_iter().map(|bytes| Part { offset: 0, bytes });
+    assert!(refused.write_parts_at(&mut parts).is_err());
+    file.write_parts_at(&mut std::iter::empty()).unwrap();
+    assert_eq!(content(&*file), expected);
 }
 
 pub(super) fn no_data_is_ever_said_to_be_a_hole(storage: &dyn Storage, root: &Path) {

@@ -3,7 +3,7 @@
 //! # Invariants
 //! - Nothing is cached between calls but descriptors and the fact that a file system refused direct transfers.
 //! - Every descriptor is closed on `exec`, and closed when the last [`StorageFile`] that uses it is dropped.
-//! - Unsafe code and libc stay in [`sys`]; everything else here is plain Rust.
+//! - Unsafe code and libc stay in [`sys`] and [`aio`]; everything else here is plain Rust.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::{DirEntry, OpenMode, Storage, StorageFile, StorageLock};
 
+mod aio;
 mod handle;
 mod sys;
 

@@ -1,5 +1,5 @@
-//! The system calls that the standard library does not offer, one safe function each. The only file of the storage
-//! layer that calls libc.
+//! The system calls that the standard library does not offer, one safe function each. With [`aio`](super::aio) the
+//! only file of the storage layer that calls libc.
 //!
 //! # Invariants
 //! - Every function issues its call once and reports the answer as it is: no retry, not even after `EINTR`.
@@ -42,11 +42,11 @@ const SYS_CACHESTAT: libc::c_long = 451;
 const IOV_MAX: usize = libc::UIO_MAXIOV as usize;
 
 /// How a call returned: its own error when it answered below zero.
-fn check<T: PartialOrd + Default>(answer: T) -> io::Result<T> {
+pub(super) fn check<T: PartialOrd + Default>(answer: T) -> io::Result<T> {
     if answer < T::default() { Err(io::Error::last_os_error()) } else { Ok(answer) }
 }
 
-fn signed(value: u64) -> io::Result<libc::off_t> {
+pub(super) fn signed(value: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(value)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "an offset past what the system can express"))
 }

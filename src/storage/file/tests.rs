@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 use super::*;
-use crate::storage::{AlignedBuf, Caching, read_exact_at, write_all_at};
+use crate::storage::{AlignedBuf, BufferPool, Caching, Part, read_exact_at, write_all_at};
 
 fn fresh() -> (FileStorage, PathBuf, TempDir) {
     let dir = tempfile::tempdir().unwrap();
@@ -31,6 +31,26 @@ fn a_misaligned_direct_transfer_goes_through_the_page_cache() {
     let mut buf = [0; 16];
     read_exact_at(&*file, &mut buf, 5, Caching::Direct).unwrap();
     assert_eq!(&buf, b"not a whole page");
+}
+
+#[test]
+fn misaligned_parts_are_written_too_and_a_part_past_every_limit_is_an_error() {
+    let (storage, root, _dir) = fresh();
+    let file = storage.open(&root.join("f"), OpenMode::CreateNew).unwrap();
+    let parts = |lens: &[usize], offsets: &[u64]| {
+        let mut whole = Arc::new(BufferPool::default()).take(lens.iter().sum());
+        whole.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at % 251) as u8);
+        let parts = whole.cut(lens.iter().copied()).into_iter().zip(offsets.to_vec());
+        parts.map(|(bytes, offset)| Part { offset, bytes }).collect::<Vec<_>>().into_iter()
+    };
+    file.write_parts_at(&mut parts(&[4096, 100, 8192], &[0, 4096, 4196])).unwrap();
+    let mut found = vec![0; 4096 + 100 + 8192];
+    read_exact_at(&*file, &mut found, 0, Caching::Buffered).unwrap();
+    assert!(found.iter().enumerate().all(|(at, &byte)| byte == (at % 251) as u8));
+    let far = file.write_parts_at(&mut parts(&[4096, 4096], &[0, i64::MAX as u64 - 4095]));
+    assert!(far.is_err(), "no file is as long");
+    let past = file.write_parts_at(&mut parts(&[4096], &[u64::MAX - 4095]));
+    assert_eq!(past.unwrap_err().kind(), ErrorKind::InvalidInput);
 }
 
 #[test]
