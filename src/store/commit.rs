@@ -3,7 +3,7 @@
 //! Three stages, each under its own lock, so that one commit is written while another is synced:
 //!
 //! 1. **Write.** Small commits gather in a [`group`](super::group); its leader writes everybody's frames and payloads
-//!    with one call, and zeros behind them now and then (see [`PREWRITE_BYTES`]). A large commit streams its payload into a
+//!    with one call, and zeros behind them now and then (see [`tail`]). A large commit streams its payload into a
 //!    segment of which it has sole use, syncs it, and only then takes its sequence number and writes its frame.
 //! 2. **Sync.** One sync of every segment that holds unsynced frames serves all commits written before it began.
 //! 3. **Publish.** Commits become visible in the order of their sequence numbers.
@@ -26,11 +26,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use alight_format::{EncodedBody, IndexEntry, IndexKind, PAYLOAD_SYNCED, PreludeFields, SegmentId, Seq};
 
-use crate::config::{ALLOCATE_STEP_BYTES, GROUP_BYTES_MAX, PREWRITE_BYTES, PREWRITTEN_COMMITS_BYTES_MAX};
+use crate::config::GROUP_BYTES_MAX;
 use crate::error::{Error, Result};
-use crate::storage::{AlignedBuf, Caching, DIRECT_ALIGN_BYTES, PooledBuf, StorageFile, write_all_vectored_at};
+use crate::storage::{AlignedBuf, Caching, PooledBuf, StorageFile, write_all_vectored_at};
 use crate::store::segment::{FIRST_FRAME, Segment, Segments};
 use crate::sync::lock::Mutex;
+
+mod tail;
+
+pub(crate) use tail::Tail;
 
 /// A commit whose bytes are ready but for what depends on its place: the front of `bytes` is room for the frame, the
 /// rest is the payload.
@@ -47,40 +51,6 @@ pub(crate) struct SmallCommit {
 /// delete: what a look beforehand finds another commit may have taken away since.
 pub(crate) type Deleted = Arc<AtomicBool>;
 
-/// The end of a segment that may be appended to.
-#[derive(Debug)]
-pub(crate) struct Tail {
-    pub(crate) segment: Arc<Segment>,
-    pub(crate) file: Arc<dyn StorageFile>,
-    pub(crate) offset: u64,
-    pub(crate) previous_digest: u32,
-    /// Space is taken up to here.
-    pub(crate) allocated: u64,
-    /// Bytes are written up to here: the file system has their blocks, and an overwrite changes none of its records.
-    pub(crate) prewritten: u64,
-    /// Whether the segment holds one commit alone.
-    pub(crate) single: bool,
-    /// Whether it was made, or synced, since the store was opened.
-    pub(crate) synced: bool,
-}
-
-impl Tail {
-    fn fresh(segment: Arc<Segment>, file: Arc<dyn StorageFile>, single: bool) -> Self {
-        let (offset, allocated, prewritten) = (FIRST_FRAME, FIRST_FRAME, FIRST_FRAME);
-        Self { segment, file, offset, previous_digest: 0, allocated, prewritten, single, synced: true }
-    }
-
-    /// How many zeros to write behind commits that end at `end`, so that the ones after them cost the file system no
-    /// journal commit with their sync.
-    fn zeros_behind(&self, end: u64, total: u64) -> u64 {
-        if total > PREWRITTEN_COMMITS_BYTES_MAX || end <= self.prewritten {
-            return 0;
-        }
-        // Of a segment that a power cut left behind the length may be anything.
-        self.allocated.saturating_sub(end).min(PREWRITE_BYTES) / DIRECT_ALIGN_BYTES * DIRECT_ALIGN_BYTES
-    }
-}
-
 /// A commit that is written and not yet visible.
 pub(crate) struct Written {
     pub(crate) seq: Seq,
@@ -93,11 +63,6 @@ pub(crate) struct Written {
     pub(crate) repeats: bool,
     pub(crate) deleted: Option<Deleted>,
 }
-
-/// Zeros to write from, where direct writes may begin.
-#[repr(align(4096))]
-struct Zeros([u8; 64 << 10]);
-static ZEROS: Zeros = Zeros([0; 64 << 10]);
 
 struct Log {
     next: Seq,
@@ -263,13 +228,13 @@ impl Committer {
     fn append(&self, log: &mut Log, commits: &mut [SmallCommit], total: u64) -> Result<Seq> {
         if log.small.as_ref().is_none_or(|tail| tail.offset + total > self.segment_bytes) {
             if let Some(full) = log.small.take() {
-                retire(full);
+                full.retire();
             }
             log.small = Some(self.open_tail(log, total)?);
         }
         let synced_through = self.synced();
         let tail = log.small.as_mut().expect("made above");
-        reserve(tail, total, self.segment_bytes)?;
+        tail.reserve(total, self.segment_bytes)?;
 
         let mut offset = tail.offset;
         let mut previous_digest = tail.previous_digest;
@@ -309,12 +274,7 @@ impl Committer {
         let mut slices: Vec<IoSlice<'_>> = commits.iter().map(|commit| IoSlice::new(&commit.bytes)).collect();
         let durable = commits.iter().any(|commit| commit.durable);
         let zeros = if durable { tail.zeros_behind(offset, total) } else { 0 };
-        let mut left = zeros as usize;
-        while left > 0 {
-            let piece = left.min(ZEROS.0.len());
-            slices.push(IoSlice::new(&ZEROS.0[..piece]));
-            left -= piece;
-        }
+        slices.extend(tail::zeros(zeros));
         let result = write_all_vectored_at(&*tail.file, &mut slices, tail.offset, Caching::Direct);
         if let Err(source) = result {
             let error = Error::Io { action: "write a commit to", path: tail.segment.path.clone(), source };
@@ -323,7 +283,7 @@ impl Committer {
             return Err(error);
         }
         tail.offset = offset;
-        tail.prewritten = tail.prewritten.max(offset + zeros);
+        tail.note_written_through(offset + zeros);
         tail.previous_digest = previous_digest;
         log.next = seq;
         self.written.lock().extend(written);
@@ -338,7 +298,7 @@ impl Committer {
         if !self.shares_a_segment(total) {
             let (segment, file) = self.segments.create(true)?;
             let mut tail = Tail::fresh(segment, file, true);
-            if let Err(error) = reserve(&mut tail, total, 0) {
+            if let Err(error) = tail.reserve(total, 0) {
                 self.segments.discard(&tail.segment, &*tail.file);
                 return Err(error);
             }
@@ -349,14 +309,14 @@ impl Committer {
             Some(index) => log.spare.swap_remove(index),
             None => {
                 while let Some(full) = log.spare.pop() {
-                    retire(full);
+                    full.retire();
                 }
                 drop(log);
                 let (segment, file) = self.segments.create(false)?;
                 Tail::fresh(segment, file, false)
             }
         };
-        match reserve(&mut tail, total, self.segment_bytes) {
+        match tail.reserve(total, self.segment_bytes) {
             Ok(()) => Ok(tail),
             Err(error) => {
                 self.give_back(tail);
@@ -371,7 +331,7 @@ impl Committer {
             self.segments.discard(&tail.segment, &*tail.file);
         } else {
             // The bytes past the last frame are stale now; the next large commit starts a fresh segment.
-            retire(tail);
+            tail.retire();
         }
     }
 
@@ -440,7 +400,7 @@ impl Committer {
         if tail.offset < self.segment_bytes && !tail.single {
             log.spare.push(tail);
         } else {
-            retire(tail);
+            tail.retire();
         }
         Ok(seq)
     }
@@ -505,7 +465,7 @@ impl Committer {
         for tail in small.iter_mut().chain(spare) {
             tail.file.truncate(tail.offset).map_err(Error::io("trim", &tail.segment.path))?;
             tail.allocated = tail.offset;
-            tail.prewritten = tail.offset;
+            tail.prewritten = tail.prewritten.map(|_| tail.offset);
         }
         Ok(())
     }
@@ -519,12 +479,12 @@ impl Committer {
         if log.small.as_ref().is_some_and(ends)
             && let Some(full) = log.small.take()
         {
-            retire(full);
+            full.retire();
         }
         let (full, spare) = std::mem::take(&mut log.spare).into_iter().partition(ends);
         log.spare = spare;
         let full: Vec<Tail> = full;
-        full.into_iter().for_each(retire);
+        full.into_iter().for_each(Tail::retire);
     }
 
     fn open_tail(&self, log: &mut Log, total: u64) -> Result<Tail> {
@@ -549,43 +509,6 @@ impl Committer {
             tail.segment.seal(tail.offset);
         }
     }
-}
-
-/// Ends a segment where its last commit does, and gives back the space taken ahead.
-fn retire(tail: Tail) {
-    // Only space is lost when this fails.
-    if let Err(error) = tail.file.truncate(tail.offset) {
-        tracing::warn!(path = %tail.segment.path.display(), %error, "space taken ahead could not be given back");
-    }
-    // Last: a sealed segment may have a second name in a backup, and nothing cuts it any more.
-    tail.segment.seal(tail.offset);
-}
-
-/// Takes space for the next `total` bytes: in big steps where the disk has them, exactly where it has not.
-fn reserve(tail: &mut Tail, total: u64, segment_bytes: u64) -> Result<()> {
-    let end = tail.offset + total;
-    if end <= tail.allocated {
-        return Ok(());
-    }
-    let generous = (tail.allocated + ALLOCATE_STEP_BYTES).min(segment_bytes).max(end);
-    let mut taken = tail.file.allocate(tail.allocated, generous - tail.allocated);
-    let mut reached = generous;
-    if taken.is_err() && generous > end {
-        taken = tail.file.allocate(tail.allocated, end - tail.allocated);
-        reached = end;
-    }
-    match taken {
-        Ok(()) => tail.allocated = reached,
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-            tail.allocated = reached;
-            // Nothing is taken ahead: zeros would take it.
-            tail.prewritten = u64::MAX;
-        }
-        Err(source) => {
-            return Err(Error::Io { action: "take space for", path: tail.segment.path.clone(), source });
-        }
-    }
-    Ok(())
 }
 
 /// Fills in what the entries could not know before the commit had its place.

@@ -282,7 +282,7 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
                 offset: end.end,
                 previous_digest: end.previous_digest,
                 allocated: scan.len_bytes.max(end.end),
-                prewritten: end.end,
+                prewritten: Some(end.end),
                 single: false,
                 synced,
             });
