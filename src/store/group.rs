@@ -7,6 +7,8 @@
 //!
 //! # Invariants
 //! - One leader at a time, and one whenever something is queued and nobody is done with it.
+//! - A leader gives the lead up, or goes on, in the moment in which it tells what became of a group: whoever was told and
+//!   comes again finds nobody at work, if nobody is.
 //! - Every commit is carried out once, in the order in which it was queued.
 //! - Who waits no longer leaves its commit to the leader.
 
@@ -53,23 +55,49 @@ impl<C> Default for Group<C> {
     }
 }
 
+/// A commit in the queue, for who waits for it.
+pub(crate) struct Awaited(Outcome);
+
 /// The leader's part in one group. However it ends, every commit it took has an outcome: a panic must not leave the others
 /// asleep, nor the lead taken.
 struct Lead<'a, C> {
     group: &'a Group<C>,
     outcomes: Vec<Outcome>,
-    goes_on: bool,
+}
+
+impl<C> Lead<'_, C> {
+    /// Tells what became of each commit, and answers what comes next; where that is nothing, the lead is given up.
+    fn tell(
+        mut self,
+        results: Vec<Result<()>>,
+        next: impl FnOnce(&mut VecDeque<Ticket<C>>) -> Vec<Ticket<C>>,
+    ) -> Vec<Ticket<C>> {
+        assert_eq!(results.len(), self.outcomes.len(), "every commit has one outcome");
+        // Under the lock, so that nobody looks at its outcome before and sleeps after.
+        let mut state = self.group.lock();
+        for (outcome, result) in self.outcomes.drain(..).zip(results) {
+            *locked(&outcome) = Some(result);
+        }
+        let next = next(&mut state.queue);
+        state.leading = !next.is_empty();
+        drop(state);
+        self.group.done.notify_all();
+        next
+    }
 }
 
 impl<C> Drop for Lead<'_, C> {
     fn drop(&mut self) {
-        for outcome in self.outcomes.drain(..) {
-            locked(&outcome).get_or_insert_with(|| {
-                Err(Error::WritesRefused { cause: "the thread that wrote for others panicked".into() })
-            });
+        if self.outcomes.is_empty() {
+            return;
         }
-        // Under the lock, so that nobody looks at its outcome before and sleeps after.
-        self.group.lock().leading = self.goes_on;
+        let mut state = self.group.lock();
+        for outcome in self.outcomes.drain(..) {
+            *locked(&outcome) =
+                Some(Err(Error::WritesRefused { cause: "the thread that wrote for others panicked".into() }));
+        }
+        state.leading = false;
+        drop(state);
         self.group.done.notify_all();
     }
 }
@@ -82,13 +110,35 @@ impl<C> Group<C> {
         commit: C,
         size_bytes: u64,
         lead: impl Fn(),
+        patience: Option<Patience<'_>>,
+    ) -> Option<Result<()>> {
+        let outcome = self.lock().push(commit, size_bytes);
+        self.wait(&Awaited(outcome), lead, patience)
+    }
+
+    /// Queues a commit where nobody is at work and nothing is queued; the caller sees to it that somebody leads, and then
+    /// [waits](Self::wait). `make` makes the commit, and what the caller needs for it.
+    pub(crate) fn begin<T>(&self, size_bytes: u64, make: impl FnOnce() -> (C, T)) -> Option<(Awaited, T)> {
+        let mut state = self.lock();
+        if state.leading || !state.queue.is_empty() {
+            return None;
+        }
+        let (commit, kept) = make();
+        let outcome = state.push(commit, size_bytes);
+        state.leading = true;
+        Some((Awaited(outcome), kept))
+    }
+
+    /// Waits for the outcome of a commit in the queue, as [`commit`](Self::commit) does.
+    pub(crate) fn wait(
+        &self,
+        Awaited(outcome): &Awaited,
+        lead: impl Fn(),
         mut patience: Option<Patience<'_>>,
     ) -> Option<Result<()>> {
-        let outcome = Outcome::default();
         let mut state = self.lock();
-        state.queue.push_back(Ticket { commit, size_bytes, outcome: Arc::clone(&outcome) });
         loop {
-            if let Some(outcome) = locked(&outcome).take() {
+            if let Some(outcome) = locked(outcome).take() {
                 return Some(outcome);
             }
             if !state.leading {
@@ -104,7 +154,7 @@ impl<C> Group<C> {
             };
             let (woken, waited) =
                 self.done.wait_timeout(state, patience.pause()).unwrap_or_else(PoisonError::into_inner);
-            if waited.timed_out() && locked(&outcome).is_none() && patience.is_over() {
+            if waited.timed_out() && locked(outcome).is_none() && patience.is_over() {
                 return None;
             }
             state = woken;
@@ -114,29 +164,21 @@ impl<C> Group<C> {
     /// Leads, for who was told to by [`commit`](Group::commit): until nothing is queued, or through one group. `carry_out` gets
     /// commits of at most `group_bytes` together, or one, and answers for each.
     pub(crate) fn carry_on(&self, extent: Extent, group_bytes: u64, carry_out: impl Fn(Vec<C>) -> Vec<Result<()>>) {
-        loop {
-            let tickets = {
-                let mut state = self.lock();
-                let tickets = take(&mut state.queue, group_bytes);
-                // Under the same lock: whoever queues later finds nobody at work.
-                state.leading = !tickets.is_empty();
-                tickets
-            };
-            if tickets.is_empty() {
-                return;
-            }
+        let mut tickets = {
+            let mut state = self.lock();
+            let tickets = take(&mut state.queue, group_bytes);
+            // Under the same lock: whoever queues later finds nobody at work.
+            state.leading = !tickets.is_empty();
+            tickets
+        };
+        while !tickets.is_empty() {
             let (commits, outcomes) = tickets.into_iter().map(|ticket| (ticket.commit, ticket.outcome)).unzip();
-            let mut lead = Lead { group: self, outcomes, goes_on: false };
+            let lead = Lead { group: self, outcomes };
             let results = carry_out(commits);
-            assert_eq!(results.len(), lead.outcomes.len(), "every commit has one outcome");
-            for (outcome, result) in lead.outcomes.iter().zip(results) {
-                *locked(outcome) = Some(result);
-            }
-            lead.goes_on = extent == Extent::All;
-            drop(lead);
-            if extent == Extent::OneGroup {
-                return;
-            }
+            tickets = lead.tell(results, |queue| match extent {
+                Extent::OneGroup => Vec::new(),
+                Extent::All => take(queue, group_bytes),
+            });
         }
     }
 
@@ -145,15 +187,23 @@ impl<C> Group<C> {
     }
 }
 
+impl<C> State<C> {
+    fn push(&mut self, commit: C, size_bytes: u64) -> Outcome {
+        let outcome = Outcome::default();
+        self.queue.push_back(Ticket { commit, size_bytes, outcome: Arc::clone(&outcome) });
+        outcome
+    }
+}
+
 fn locked(outcome: &Outcome) -> MutexGuard<'_, Option<Result<()>>> {
     outcome.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn take<C>(queue: &mut VecDeque<Ticket<C>>, group_bytes: u64) -> Vec<Ticket<C>> {
-    let mut total = 0;
+    let mut total = 0u64;
     let mut count = 0;
     for ticket in queue.iter() {
-        total += ticket.size_bytes;
+        total = total.saturating_add(ticket.size_bytes);
         if count > 0 && total > group_bytes {
             break;
         }
@@ -213,6 +263,36 @@ mod tests {
         done.dedup();
         assert_eq!(done.len(), 8 * EACH);
         assert!(groups.into_inner() <= 8 * EACH);
+    }
+
+    #[test]
+    fn a_commit_is_begun_only_where_nobody_is_at_work() {
+        let group = Group::default();
+        let carry_out = |commits: Vec<u32>| commits.iter().map(|_| Ok(())).collect();
+        let (awaited, kept) = group.begin(u64::MAX, || (1, "kept")).expect("nobody is at work");
+        assert_eq!(kept, "kept");
+        assert!(group.begin(1, || -> (u32, ()) { panic!("somebody is") }).is_none());
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| group.commit(2, u64::MAX, || panic!("somebody leads"), None));
+            while group.lock().queue.len() < 2 {
+                std::thread::yield_now();
+            }
+            group.carry_on(Extent::All, 100, |commits: Vec<u32>| {
+                assert_eq!(commits.len(), 1, "each is as large as a group");
+                carry_out(commits)
+            });
+            assert!(matches!(other.join().unwrap(), Some(Ok(()))));
+        });
+        assert!(matches!(group.wait(&awaited, || panic!("it is done"), None), Some(Ok(()))));
+        for n in 0..1000 {
+            let group = &group;
+            std::thread::scope(|scope| {
+                let (awaited, ()) = group.begin(1, || (n, ())).expect("whoever was told finds nobody at work");
+                scope.spawn(move || group.carry_on(Extent::All, 1, carry_out));
+                assert!(matches!(group.wait(&awaited, || panic!("somebody leads"), None), Some(Ok(()))));
+                assert!(!group.lock().leading);
+            });
+        }
     }
 
     #[test]
