@@ -78,12 +78,15 @@ pub(crate) fn fill(
 ) -> Result<()> {
     let staging = buffer.device().staging()?;
     let upload = Upload::new(buffer)?;
-    if let [only] = reads {
-        // No thread, no table, nothing to share; and the check takes no time, since the hardware copies meanwhile.
-        let mut slot = staging.acquire()?;
-        read(0..1, &mut slot[..only.len])?;
-        return upload
-            .copy_and_finish(slot, &[(only.wanted.clone(), only.target)], |slot| check(0..1, &slot[..only.len]));
+    if lanes <= 1 || reads.len() == 1 {
+        let loads = pack(reads);
+        if let [only] = &loads[..] {
+            // No thread, no table, nothing to share; and the check takes no time, since the hardware copies meanwhile.
+            let len = reads.iter().map(|read| read.len).sum::<usize>();
+            let mut slot = staging.acquire()?;
+            read(0..reads.len(), &mut slot[..len])?;
+            return upload.copy_and_finish(slot, &only.copies, |slot| check(0..reads.len(), &slot[..len]));
+        }
     }
     fill_through(&upload, &staging, reads, lanes, |range, bytes| {
         read(range.clone(), bytes)?;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use alight_format::{SegmentId, limits};
 
-use crate::config::READ_BYTES;
+use crate::config::{READ_BYTES, READ_PART_BYTES};
 
 /// The bytes of one value on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +55,9 @@ pub(crate) struct ReadPlan {
     /// Where each extent begins in the arena, in the order they were given.
     pub(crate) arena_offsets: Vec<u64>,
     pub(crate) arena_bytes: u64,
+    /// Whether the reads are [parts](READ_PART_BYTES) of one range, which one thread reads all at once: while one is being
+    /// checked, others are on their way. More threads would take longer to start than they save.
+    pub(crate) in_parts: bool,
 }
 
 impl ReadPlan {
@@ -64,6 +67,7 @@ impl ReadPlan {
     pub(crate) fn new(extents: &[Extent], whole_blocks: bool) -> Self {
         let mut order: Vec<usize> = (0..extents.len()).collect();
         order.sort_by_key(|&index| (extents[index].segment, extents[index].offset, extents[index].length));
+        let wanted: u64 = extents.iter().map(|extent| extent.length).sum();
         let mut plan = Self { arena_offsets: vec![0; extents.len()], ..Self::default() };
         let mut rest = &order[..];
         while let Some(&first) = rest.first() {
@@ -72,7 +76,10 @@ impl ReadPlan {
                 continue;
             }
             let span = span_len(extents, rest);
-            plan.add_span(extents, &rest[..span], whole_blocks);
+            let about_one_read = READ_BYTES as u64 / 2..=READ_BYTES as u64;
+            plan.in_parts = span == order.len() && about_one_read.contains(&wanted);
+            let unit = if plan.in_parts { READ_PART_BYTES } else { READ_BYTES };
+            plan.add_span(extents, &rest[..span], whole_blocks, unit as u64);
             rest = &rest[span..];
         }
         plan
@@ -90,7 +97,7 @@ impl ReadPlan {
     }
 
     /// Adds neighbours that are read as one range.
-    fn add_span(&mut self, extents: &[Extent], span: &[usize], whole_blocks: bool) {
+    fn add_span(&mut self, extents: &[Extent], span: &[usize], whole_blocks: bool, unit: u64) {
         let segment = extents[span[0]].segment;
         let start = extents[span[0]].offset;
         let end = span.iter().map(|&index| extents[index].end()).max().expect("a span has an extent");
@@ -110,7 +117,7 @@ impl ReadPlan {
         let mut first = 0;
         let mut offset = read_start;
         while offset < read_end {
-            let len = (read_end - offset).min(READ_BYTES as u64);
+            let len = (read_end - offset).min(unit);
             let to = offset + len;
             // Extents are sorted by offset; those that end before this read are done with, but for a later, longer
             // twin of the same offset, which sorts after.

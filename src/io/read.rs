@@ -4,13 +4,13 @@
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use alight_format::limits::BLOCK_BYTES;
 use alight_format::{SegmentId, combine, crc32};
 use parking_lot::Mutex;
 
-use crate::config::{READ_BYTES, READ_THREADS_MAX};
+use crate::config::{READ_BYTES, READ_PART_BYTES, READ_THREADS_MAX};
 use crate::device::transfer::Upload;
 use crate::device::{DeviceBuffer, PinnedMap};
 use crate::error::{Error, Result};
@@ -55,15 +55,42 @@ impl SegmentFile {
         } else {
             (Caching::Buffered, &counters.bytes_buffered)
         };
-        read_exact_at(&*self.file, buf, offset, caching).map_err(|source| {
-            if source.kind() == std::io::ErrorKind::UnexpectedEof {
-                Error::damaged(&self.path, offset, "the file ends inside a value: it was truncated")
-            } else {
-                Error::Io { action: "read", path: self.path.to_path_buf(), source }
-            }
-        })?;
+        read_exact_at(&*self.file, buf, offset, caching).map_err(|source| self.read_failed(source, offset))?;
         Counters::add(counter, buf.len() as u64);
         Ok(())
+    }
+
+    /// Reads whole blocks into `buf` in parts of [`READ_PART_BYTES`] and tells of each, by its number, while others are on their
+    /// way; nothing is told where they are in the page cache, which gives them at once.
+    fn read_in_parts(
+        &self,
+        buf: &mut [u8],
+        offset: u64,
+        counters: &Counters,
+        mut landed: impl FnMut(usize, &[u8]),
+    ) -> Result<bool> {
+        let cached = self.is_resident(offset, buf.len() as u64);
+        if cached || !self.file.direct() || !is_direct_aligned(buf.as_ptr() as u64, offset, buf.len()) {
+            self.read_by(buf, offset, cached, counters)?;
+            return Ok(false);
+        }
+        let mut next = 0;
+        let mut tell = |bytes: &[u8]| {
+            landed(next, bytes);
+            next += 1;
+        };
+        let outcome = self.file.read_parts_at(buf, offset, READ_PART_BYTES, &mut tell);
+        outcome.map_err(|source| self.read_failed(source, offset))?;
+        Counters::add(&counters.bytes_direct, buf.len() as u64);
+        Ok(true)
+    }
+
+    fn read_failed(&self, source: std::io::Error, offset: u64) -> Error {
+        if source.kind() == std::io::ErrorKind::UnexpectedEof {
+            Error::damaged(&self.path, offset, "the file ends inside a value: it was truncated")
+        } else {
+            Error::Io { action: "read", path: self.path.to_path_buf(), source }
+        }
     }
 }
 
@@ -111,11 +138,21 @@ pub(crate) fn execute(
 ) -> Result<Outcome> {
     // Once for all the calls that this thread makes of the driver.
     let _current = if arena.device().is_host() { None } else { Some(arena.device().make_current()?) };
-    let lanes = lanes_for(READ_THREADS_MAX);
+    let lanes = if plan.in_parts { 1 } else { lanes_for(READ_THREADS_MAX) };
     let on_device = plan.arena_bytes >= CHECK_ON_DEVICE_BYTES_MIN && arena.device().has_kernels();
     let checks = Checks::new(if on_device { 0 } else { plan.pieces.len() });
     let mut taken = LastRead { route: ReadRoute::Host, why: RouteReason::OnTheHost };
-    if let Some(arena) = arena.as_host_pages_mut() {
+    let check_all = |bytes: &[u8]| {
+        plan.reads.iter().zip(bytes.chunks(READ_PART_BYTES)).for_each(|(read, bytes)| checks.take(plan, read, bytes));
+    };
+    if let (true, Some(arena)) = (plan.in_parts, arena.as_host_pages_mut()) {
+        let (first, len) = (&plan.reads[0], plan.reads.iter().map(|read| read.len).sum());
+        let target = &mut arena[..len];
+        let landed = |index: usize, bytes: &[u8]| checks.take(plan, &plan.reads[index], bytes);
+        if !find(first.segment)?.read_in_parts(target, first.offset, counters, landed)? {
+            check_all(target);
+        }
+    } else if let Some(arena) = arena.as_host_pages_mut() {
         // Each read gets its own stretch of the arena: reads land in rising order, none over another.
         let mut targets = Vec::with_capacity(plan.reads.len());
         let (mut rest, mut start) = (arena, 0);
@@ -149,14 +186,22 @@ pub(crate) fn execute(
             }
         } else if !left.is_empty() {
             let reads: Vec<SlotRead> = left.iter().map(|read| slot_read(read)).collect();
+            let checked = AtomicBool::new(false);
             let read = |range: Range<usize>, bytes: &mut [u8]| {
                 let mut files = Finder::new(find);
+                if plan.in_parts && range == (0..plan.reads.len()) {
+                    let landed = |index: usize, bytes: &[u8]| checks.take(plan, &plan.reads[index], bytes);
+                    let (file, offset) = (files.of(left[0].segment)?, left[0].offset);
+                    checked.store(file.read_in_parts(bytes, offset, counters, landed)?, Ordering::Relaxed);
+                    return Ok(());
+                }
                 places(&reads, range).try_for_each(|(index, at)| {
                     files.of(left[index].segment)?.read(&mut bytes[at], left[index].offset, counters)
                 })
             };
             let check = |range: Range<usize>, bytes: &[u8]| {
-                if !on_device {
+                // Relaxed: in parts, one thread does both.
+                if !on_device && !checked.load(Ordering::Relaxed) {
                     places(&reads, range).for_each(|(index, at)| checks.take(plan, left[index], &bytes[at]));
                 }
             };

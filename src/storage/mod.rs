@@ -144,6 +144,24 @@ pub trait StorageFile: Send + Sync + fmt::Debug {
     /// Writes the slices one after another at `offset`; returns how many bytes were taken, which may be fewer.
     fn write_vectored_at(&self, bufs: &[io::IoSlice<'_>], offset: u64, caching: Caching) -> io::Result<usize>;
 
+    /// Reads exactly `buf.len()` bytes past the page cache, where the file system can: in parts of `part_bytes` (the last may be
+    /// shorter), several at a time where the system can do that for one thread. `landed` is called with the bytes of each, in
+    /// order, once they are there and while others are on their way. A file that ends before is `UnexpectedEof`. Blocks until
+    /// nothing is on its way any more.
+    fn read_parts_at(
+        &self,
+        buf: &mut [u8],
+        offset: u64,
+        part_bytes: usize,
+        landed: &mut dyn FnMut(&[u8]),
+    ) -> io::Result<()> {
+        for (index, part) in buf.chunks_mut(part_bytes).enumerate() {
+            read_exact_at(self, part, offset + (index * part_bytes) as u64, Caching::Direct)?;
+            landed(part);
+        }
+        Ok(())
+    }
+
     /// Writes all of some parts past the page cache, where the file system can: each as soon as it comes, several at a time
     /// where the system can do that for one thread, and in no order. Blocks until all of them are written, or one has failed
     /// and no other is on its way any more.
@@ -198,7 +216,12 @@ pub trait StorageMap: Send + Sync + fmt::Debug {
 
 /// Reads exactly `buf.len()` bytes, continuing short counts and interrupted calls; a file that ends before is
 /// `UnexpectedEof`.
-pub fn read_exact_at(file: &dyn StorageFile, mut buf: &mut [u8], mut offset: u64, caching: Caching) -> io::Result<()> {
+pub fn read_exact_at(
+    file: &(impl StorageFile + ?Sized),
+    mut buf: &mut [u8],
+    mut offset: u64,
+    caching: Caching,
+) -> io::Result<()> {
     let mut caching = caching;
     while !buf.is_empty() {
         match file.read_at(buf, offset, caching) {

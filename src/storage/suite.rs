@@ -343,6 +343,18 @@ pub(super) fn parts_land_where_they_belong(storage: &dyn Storage, root: &Path) {
     });
     file.write_parts_at(&mut parts).unwrap();
     assert_eq!(content(&*file), expected);
+    let mut found = AlignedBuf::zeroed(total);
+    let (mut told, mut lens) = (0, Vec::new());
+    file.read_parts_at(&mut found, 0, 12_288, &mut |bytes| {
+        assert!(*bytes == expected[told..][..bytes.len()], "told before it is there");
+        told += bytes.len();
+        lens.push(bytes.len());
+    })
+    .unwrap();
+    assert!(found[..] == expected[..] && told == total);
+    assert!(lens[..lens.len() - 1].iter().all(|&len| len == 12_288));
+    let past = file.read_parts_at(&mut found[..16_384], total as u64 - 8192, 4096, &mut |bytes| told += bytes.len());
+    assert_eq!((past.unwrap_err().kind(), told), (ErrorKind::UnexpectedEof, total + 8192));
     let refused = storage.open(&root.join("f"), OpenMode::Read).unwrap();
     let mut parts = pool.take(8192).cut([4096, 4096]).into_iter().map(|bytes| Part { offset: 0, bytes });
     assert!(refused.write_parts_at(&mut parts).is_err());

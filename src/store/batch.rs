@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use alight_format::{EncodedBody, Entry, EntryKind, IndexEntry, SegmentId, Seq, limits};
 
+use crate::config::STREAMED_PART_OF_SMALL;
 use crate::error::{Error, Result};
 use crate::io::{Blob, PayloadStream, lay_out, step};
 use crate::metrics::Counters;
 use crate::store::Store;
-use crate::store::commit::{Deleted, SmallCommit, duplicate};
+use crate::store::commit::{Deleted, Queued, Rest, SmallCommit, duplicate};
 use crate::store::core::Core;
 use crate::store::limit::Room;
 use crate::store::options::Durability;
@@ -184,16 +185,8 @@ fn commit(
     let total = frame_len + payload_len;
 
     if payload_len <= core.small_commit_bytes_max && writer.committer.shares_a_segment(total) {
-        let mut bytes = core.buffers.take(total as usize);
-        let wait = core.wait_for_device();
-        let mut stream = PayloadStream::new(&mut blobs, 0, &wait);
-        stream.fill(&mut bytes[frame_len as usize..])?;
-        stream.finish();
-        fill_in_checksums(&mut entries, &mut blobs);
-        let body = encode(core, &entries)?;
-        let size_bytes = bytes.len() as u64;
-        let commit = SmallCommit { body, bytes, entries: index_entries(entries), durable, deleted };
-        core.commit_in_group(commit, size_bytes, carry_out)?;
+        let small = Small { frame_len, payload_len, durable, deleted };
+        commit_small(core, small, entries, &mut blobs)?;
     } else {
         let tail = core.watch_write("commit", move |core| core.writer()?.committer.lease(total))?;
         if let Err(error) = stream_payload(core, &tail, frame_len, payload_len, &mut blobs) {
@@ -216,6 +209,57 @@ fn commit(
     core.maintain_when_due()
 }
 
+/// What is known of a small commit before its payload is read.
+struct Small {
+    frame_len: u64,
+    payload_len: u64,
+    durable: bool,
+    deleted: Option<Deleted>,
+}
+
+/// Has a small commit carried out: begun at once and written while its bytes are copied, where that is worth it and nobody else
+/// is at work, or copied first.
+fn commit_small(core: &Arc<Core>, small: Small, mut entries: Vec<Entry>, blobs: &mut [Blob<'_>]) -> Result<()> {
+    let Small { frame_len, payload_len, durable, deleted } = small;
+    let mut bytes = core.buffers.take((frame_len + payload_len) as usize);
+    let wait = core.wait_for_device();
+    // A GPU may have to be waited for.
+    let is_at_hand = blobs.iter().all(|blob| blob.source.on_device().is_none());
+    let mut payload = PayloadStream::new(blobs, 0, &wait);
+    if is_at_hand && payload_len >= core.small_commit_bytes_max / STREAMED_PART_OF_SMALL {
+        match core.begin_in_group(bytes, frame_len, durable)? {
+            Err(back) => bytes = back,
+            Ok((begun, mut stream)) => {
+                let rest = match stream.fill(|part| payload.fill(part)) {
+                    Err(error) => Err(error),
+                    Ok(()) => {
+                        payload.finish();
+                        fill_in_checksums(&mut entries, blobs);
+                        encode(core, &entries).map(|body| Rest { body, entries: index_entries(entries), deleted })
+                    }
+                };
+                return match rest {
+                    Ok(rest) => {
+                        stream.finish(rest);
+                        begun.wait()
+                    }
+                    Err(error) => {
+                        drop(stream);
+                        // It was taken back, which is no news.
+                        let _ = begun.wait();
+                        Err(error)
+                    }
+                };
+            }
+        }
+    }
+    payload.fill(&mut bytes[frame_len as usize..])?;
+    payload.finish();
+    fill_in_checksums(&mut entries, blobs);
+    let body = encode(core, &entries)?;
+    core.commit_in_group(SmallCommit { body, bytes, entries: index_entries(entries), durable, deleted })
+}
+
 /// Finds room for a commit where the store has a limit. To find what to evict, frames are read.
 fn make_room<'k>(core: &Arc<Core>, sizes: impl Iterator<Item = (&'k [u8], u64)>) -> Result<Option<Room>> {
     if core.writer()?.limit.is_none() {
@@ -226,14 +270,14 @@ fn make_room<'k>(core: &Arc<Core>, sizes: impl Iterator<Item = (&'k [u8], u64)>)
 }
 
 /// Writes, syncs and publishes a group of small commits. They share their fate: what fails one fails all.
-fn carry_out(core: &Core, group: Vec<SmallCommit>) -> Vec<Result<()>> {
+pub(crate) fn carry_out(core: &Core, group: Vec<Queued>) -> Vec<Result<()>> {
     // Let go before anybody is told.
     let _lock = core.lock();
     let count = group.len();
-    let durable = group.iter().any(|commit| commit.durable);
+    let durable = group.iter().any(Queued::is_durable);
     let outcome = core
         .writer()
-        .and_then(|writer| writer.committer.write_group(group))
+        .and_then(|writer| writer.committer.write_queued(group))
         .and_then(|last| finish(core, last, durable));
     match outcome {
         Ok(()) => (0..count).map(|_| Ok(())).collect(),

@@ -32,8 +32,10 @@ use crate::storage::{AlignedBuf, Caching, PooledBuf, StorageFile, write_all_vect
 use crate::store::segment::{FIRST_FRAME, Segment, Segments};
 use crate::sync::lock::Mutex;
 
+mod streamed;
 mod tail;
 
+pub(crate) use streamed::{Rest, Stream, Streamed, begin};
 pub(crate) use tail::Tail;
 
 /// A commit whose bytes are ready but for what depends on its place: the front of `bytes` is room for the frame, the
@@ -45,6 +47,23 @@ pub(crate) struct SmallCommit {
     pub(crate) entries: Vec<IndexEntry>,
     pub(crate) durable: bool,
     pub(crate) deleted: Option<Deleted>,
+}
+
+/// A commit that waits for its turn in the group.
+pub(crate) enum Queued {
+    /// Whose bytes are there.
+    Whole(SmallCommit),
+    /// Whose bytes come as they are written. It is a group by itself.
+    Streamed(Streamed),
+}
+
+impl Queued {
+    pub(crate) fn is_durable(&self) -> bool {
+        match self {
+            Self::Whole(commit) => commit.durable,
+            Self::Streamed(commit) => commit.durable,
+        }
+    }
 }
 
 /// Told when a commit becomes visible: whether a key that it deletes led to a value just before. For whoever asked for the
@@ -196,9 +215,23 @@ impl Committer {
         }
     }
 
-    /// Writes small commits with one call, as one group. Blocks for the write, not for a sync. Returns the last one's
-    /// number.
-    pub(crate) fn write_group(&self, mut commits: Vec<SmallCommit>) -> Result<Seq> {
+    /// Writes what was queued as one group. Blocks for the write, not for a sync. Returns the last commit's number.
+    pub(crate) fn write_queued(&self, group: Vec<Queued>) -> Result<Seq> {
+        let mut whole = Vec::with_capacity(group.len());
+        for commit in group {
+            match commit {
+                Queued::Whole(commit) => whole.push(commit),
+                Queued::Streamed(commit) => {
+                    debug_assert!(whole.is_empty(), "it is a group by itself");
+                    return self.write_streamed(commit);
+                }
+            }
+        }
+        self.write_group(whole)
+    }
+
+    /// Writes small commits with one call.
+    fn write_group(&self, mut commits: Vec<SmallCommit>) -> Result<Seq> {
         let total = commits.iter().map(|commit| commit.bytes.len() as u64).sum();
         let mut log = self.log.lock();
         self.check()?;
@@ -226,19 +259,11 @@ impl Committer {
     }
 
     fn append(&self, log: &mut Log, commits: &mut [SmallCommit], total: u64) -> Result<Seq> {
-        if log.small.as_ref().is_none_or(|tail| tail.offset + total > self.segment_bytes) {
-            if let Some(full) = log.small.take() {
-                full.retire();
-            }
-            log.small = Some(self.open_tail(log, total)?);
-        }
         let synced_through = self.synced();
-        let tail = log.small.as_mut().expect("made above");
-        tail.reserve(total, self.segment_bytes)?;
-
+        let mut seq = log.next;
+        let tail = self.ready_tail(log, total)?;
         let mut offset = tail.offset;
         let mut previous_digest = tail.previous_digest;
-        let mut seq = log.next;
         let mut written = Vec::with_capacity(commits.len());
         for commit in commits.iter_mut() {
             let frame_len = commit.body.frame_len();
@@ -275,21 +300,45 @@ impl Committer {
         let durable = commits.iter().any(|commit| commit.durable);
         let zeros = if durable { tail.zeros_behind(offset, total) } else { 0 };
         slices.extend(tail::zeros(zeros));
-        let result = write_all_vectored_at(&*tail.file, &mut slices, tail.offset, Caching::Direct);
-        if let Err(source) = result {
+        if let Err(source) = write_all_vectored_at(&*tail.file, &mut slices, tail.offset, Caching::Direct) {
             let error = Error::Io { action: "write a commit to", path: tail.segment.path.clone(), source };
-            let failed = log.small.take().expect("made above");
-            self.undo(failed, log.next);
+            self.undo_small(log);
             return Err(error);
         }
-        tail.offset = offset;
         tail.note_written_through(offset + zeros);
-        tail.previous_digest = previous_digest;
-        log.next = seq;
+        self.note_appended(log, written);
+        Ok(Seq(seq.get() - 1))
+    }
+
+    /// The end of the segment that small commits go to, with room for `total` more bytes.
+    fn ready_tail<'l>(&self, log: &'l mut Log, total: u64) -> Result<&'l mut Tail> {
+        if log.small.as_ref().is_none_or(|tail| tail.offset + total > self.segment_bytes) {
+            if let Some(full) = log.small.take() {
+                full.retire();
+            }
+            log.small = Some(self.open_tail(log, total)?);
+        }
+        let tail = log.small.as_mut().expect("made above");
+        tail.reserve(total, self.segment_bytes)?;
+        Ok(tail)
+    }
+
+    /// Takes note of small commits, at least one, that are in their place.
+    fn note_appended(&self, log: &mut Log, written: Vec<Written>) {
+        let (Some(tail), Some(last)) = (&mut log.small, written.last()) else { return };
+        (tail.offset, tail.previous_digest) = (last.end, last.digest);
+        tail.note_written_through(last.end);
+        let seq = last.seq;
+        log.next = seq.next();
         self.written.lock().extend(written);
-        let last = Seq(seq.get() - 1);
-        self.note_written(last, tail);
-        Ok(last)
+        self.note_written(seq, tail);
+    }
+
+    /// [`undo`](Self::undo) of small commits that may have reached the disk in part.
+    fn undo_small(&self, log: &mut Log) {
+        if let Some(tail) = log.small.take() {
+            self.undo(tail, log.next);
+        }
     }
 
     /// A segment to stream a large commit of `total` bytes into, of which the caller has sole use.

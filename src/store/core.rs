@@ -14,7 +14,7 @@ use crate::index::Version;
 use crate::io::{Routes, Steps, Watched};
 use crate::metrics::Counters;
 use crate::storage::{BufferPool, Storage, StorageLock};
-use crate::store::commit::{Committer, SmallCommit};
+use crate::store::commit::{Committer, Queued};
 use crate::store::distrust;
 use crate::store::flush::Occasion;
 use crate::store::group::Group;
@@ -64,7 +64,7 @@ pub(crate) struct Core {
 pub(crate) struct Writer {
     pub(crate) committer: Committer,
     /// Where small commits gather.
-    pub(crate) group: Group<SmallCommit>,
+    pub(crate) group: Group<Queued>,
     /// Held while commits are made visible: they are taken and published under one lock, so they keep their order.
     publishing: Mutex<()>,
     /// The manifest as it is on the disk. Held through every flush, so there is one at a time.

@@ -16,10 +16,11 @@ use crate::device::transfer::Waiting;
 use crate::error::{Error, Result};
 use crate::io::{Job, Watched};
 use crate::metrics::Counters;
-use crate::storage::StorageLock;
-use crate::store::commit::SmallCommit;
+use crate::storage::{PooledBuf, StorageLock};
+use crate::store::batch::carry_out;
+use crate::store::commit::{Queued, SmallCommit, Stream, begin};
 use crate::store::core::{Core, Writer};
-use crate::store::group::Extent;
+use crate::store::group::{Awaited, Extent};
 use crate::sync::lock::{RwLock, RwLockWriteGuard};
 use alight_format::Seq;
 
@@ -74,33 +75,73 @@ impl Core {
 
     /// Has a small commit carried out together with others: by a thread of the store's own where there is a deadline, else by
     /// this one or another caller's. Where it is given up writes are refused from then on.
-    pub(crate) fn commit_in_group(
-        self: &Arc<Self>,
-        commit: SmallCommit,
-        size_bytes: u64,
-        carry_out: fn(&Core, Vec<SmallCommit>) -> Vec<Result<()>>,
-    ) -> Result<()> {
+    pub(crate) fn commit_in_group(self: &Arc<Self>, commit: SmallCommit) -> Result<()> {
         let Writer { committer, group, .. } = self.writer()?;
         committer.check()?;
-        let group_bytes = committer.group_bytes();
-        let lead_here = || group.carry_on(Extent::OneGroup, group_bytes, |group| carry_out(self, group));
-        let Some(deadline) = self.write_deadline else {
-            return group.commit(commit, size_bytes, lead_here, None).expect("who is patient gives nothing up");
-        };
-        let lead = || {
-            let core = Arc::clone(self);
-            let work: Job = Box::new(move || {
-                let _steps = core.commit_steps.enter();
-                if let Ok(Writer { group, .. }) = core.writer() {
-                    group.carry_on(Extent::All, group_bytes, |group| carry_out(&core, group));
-                }
-            });
-            if let Err(work) = self.watched.start(work) {
-                work();
+        let size_bytes = commit.bytes.len() as u64;
+        let outcome = match self.write_deadline {
+            None => group.commit(Queued::Whole(commit), size_bytes, || self.lead_one(), None),
+            Some(deadline) => {
+                let patience = self.commit_steps.patience(deadline);
+                group.commit(Queued::Whole(commit), size_bytes, || self.lead_apart(), Some(patience))
             }
         };
-        let outcome = group.commit(commit, size_bytes, lead, Some(self.commit_steps.patience(deadline)));
+        self.judge(outcome)
+    }
+
+    /// Begins a commit that is written while its bytes are copied into `buffer`, behind room for the frame, by a thread of the
+    /// store's own. Gives the buffer back where there is no such thread, or others are at work, whom it would keep waiting.
+    pub(crate) fn begin_in_group(
+        self: &Arc<Self>,
+        buffer: PooledBuf,
+        frame_len: u64,
+        durable: bool,
+    ) -> Result<Result<(Begun<'_>, Stream), PooledBuf>> {
+        let Writer { committer, group, .. } = self.writer()?;
+        committer.check()?;
+        if self.write_deadline.is_none() {
+            return Ok(Err(buffer));
+        }
+        let mut buffer = Some(buffer);
+        // As large as a group may be, so that it is one.
+        let begun = group.begin(u64::MAX, || {
+            let (streamed, stream) = begin(buffer.take().expect("begun once"), frame_len, durable);
+            (Queued::Streamed(streamed), stream)
+        });
+        let Some((awaited, stream)) = begun else { return Ok(Err(buffer.expect("nothing was begun"))) };
+        let unled = self.watched.start(self.leading()).err();
+        Ok(Ok((Begun { core: self, awaited, unled }, stream)))
+    }
+
+    /// Carries out one group, for a caller who has a commit of its own in it.
+    fn lead_one(&self) {
+        if let Ok(Writer { committer, group, .. }) = self.writer() {
+            group.carry_on(Extent::OneGroup, committer.group_bytes(), |group| carry_out(self, group));
+        }
+    }
+
+    /// Has a thread of the store's own carry out what is queued; the caller's where the system gives none.
+    fn lead_apart(self: &Arc<Self>) {
+        if let Err(work) = self.watched.start(self.leading()) {
+            work();
+        }
+    }
+
+    /// Carries out whatever is queued.
+    fn leading(self: &Arc<Self>) -> Job {
+        let core = Arc::clone(self);
+        Box::new(move || {
+            let _steps = core.commit_steps.enter();
+            if let Ok(Writer { committer, group, .. }) = core.writer() {
+                group.carry_on(Extent::All, committer.group_bytes(), |group| carry_out(&core, group));
+            }
+        })
+    }
+
+    /// What a caller is told of a commit; where it waits no longer, writes are refused from then on.
+    fn judge(self: &Arc<Self>, outcome: Option<Result<()>>) -> Result<()> {
         outcome.unwrap_or_else(|| {
+            let deadline = self.write_deadline.unwrap_or_default();
             let error = self.given_up("commit", self.layout.root().to_path_buf(), deadline);
             self.refuse_for(&error);
             Err(error)
@@ -164,6 +205,36 @@ impl Core {
     /// A share of the store's lock, for what must not be overtaken by another process.
     pub(crate) fn lock(&self) -> Option<Arc<dyn StorageLock>> {
         self.writer().ok()?.lock.lock().clone()
+    }
+}
+
+/// A commit whose bytes are on their way.
+pub(crate) struct Begun<'c> {
+    core: &'c Arc<Core>,
+    awaited: Awaited,
+    /// What there was no thread for.
+    unled: Option<Job>,
+}
+
+impl Begun<'_> {
+    /// Waits until it is carried out, as [`commit_in_group`](Core::commit_in_group) does. The stream must be finished, or gone.
+    pub(crate) fn wait(mut self) -> Result<()> {
+        if let Some(work) = self.unled.take() {
+            work();
+        }
+        let core = self.core;
+        let patience = core.write_deadline.map(|deadline| core.commit_steps.patience(deadline));
+        let outcome = core.writer()?.group.wait(&self.awaited, || core.lead_apart(), patience);
+        core.judge(outcome)
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        // Whoever has the lead must use it, or nobody commits any more.
+        if let Some(work) = self.unled.take() {
+            work();
+        }
     }
 }
 

@@ -13,8 +13,8 @@ use super::driver::CUdeviceptr;
 /// The memory that is taken from the driver at once: the unit in which it hands memory out by itself.
 pub(super) const SLAB_BYTES: u64 = 2 << 20;
 
-/// The longest run that is cut from a slab.
-pub(super) const SMALL_BYTES_MAX: u64 = 256 << 10;
+/// The longest run that is cut from a slab: two of them, or one, take what the driver would for as many allocations.
+pub(super) const SMALL_BYTES_MAX: u64 = SLAB_BYTES;
 
 /// The shortest: what an allocation of the driver is aligned to.
 const CLASS_BYTES_MIN: u64 = 512;

@@ -1,9 +1,9 @@
-//! Several writes of one file at once from one thread: through the kernel's own queue of asynchronous transfers (`io_submit`,
+//! Several transfers of one file at once from one thread: through the kernel's own queue of asynchronous transfers (`io_submit`,
 //! `io_getevents`). Of the ways to do that, it is the one that containers allow; past the page cache it waits for nothing when
 //! it submits.
 //!
 //! # Invariants
-//! - Memory that was submitted is owned by its [`Flight`] until the kernel has answered for it: dropping a flight waits.
+//! - Memory that was submitted is nobody's until the kernel has answered for it: a flight that is dropped waits.
 //! - A queue is used by one flight at a time, and lent again only with nothing in it.
 //! - An answer is reported as it is: short counts and refusals are the caller's to continue.
 
@@ -13,16 +13,17 @@ use std::os::fd::AsRawFd;
 
 use parking_lot::Mutex;
 
-use super::super::PooledPart;
+use super::super::{Part, is_direct_aligned};
 use super::sys::{check, signed};
 
-/// How many transfers a queue holds. A commit that is written part by part has fewer.
+/// How many transfers a queue holds. What is moved in parts has fewer of them, mostly.
 const DEPTH: usize = 16;
 
 /// Queues that are kept for the next flight: making one takes the system longer than a write of 64 KiB.
 const KEPT: usize = 4;
 
-/// `IOCB_CMD_PWRITE` of the kernel's `linux/aio_abi.h`.
+/// `IOCB_CMD_PREAD` and `IOCB_CMD_PWRITE` of the kernel's `linux/aio_abi.h`.
+const PREAD: u16 = 0;
 const PWRITE: u16 = 1;
 
 /// `struct iocb` of `linux/aio_abi.h`, where the lesser half of a number comes first.
@@ -84,19 +85,19 @@ impl Queue {
         }
     }
 
-    /// Submits the write of all of `bytes` at `offset`, to be known by `data`.
+    /// Submits the transfer of all of `memory` at `offset`, to be known by `data`.
     ///
     /// # Safety
-    /// The memory stays where it is, and nobody writes to it, until the queue has answered for `data`.
-    #[expect(unsafe_code, reason = "the kernel reads the memory after this returns")]
-    unsafe fn submit(&self, file: &File, bytes: &[u8], offset: u64, data: u64) -> io::Result<()> {
+    /// The memory is the kernel's until the queue has answered for `data`, or is no more.
+    #[expect(unsafe_code, reason = "the kernel uses the memory after this returns")]
+    unsafe fn submit(&self, file: &File, operation: u16, memory: *mut [u8], offset: u64, data: u64) -> io::Result<()> {
         let mut request = Request {
             data,
-            operation: PWRITE,
+            operation,
             // An open descriptor is not negative.
             descriptor: file.as_raw_fd() as u32,
-            address: bytes.as_ptr().expose_provenance() as u64,
-            len: bytes.len() as u64,
+            address: memory.cast::<u8>().expose_provenance() as u64,
+            len: memory.len() as u64,
             offset: signed(offset)?,
             ..Request::default()
         };
@@ -130,96 +131,222 @@ impl Queue {
 impl Drop for Queue {
     fn drop(&mut self) {
         #[expect(unsafe_code, reason = "the kernel's queues have no wrapper")]
-        // SAFETY: the call takes a number; it waits for what is in the queue, of which there is nothing here.
+        // SAFETY: the call takes a number. It returns when nothing of the queue is under way any more.
         unsafe {
             libc::syscall(libc::SYS_io_destroy, self.0);
         }
     }
 }
 
-/// What became of a write.
-pub(super) struct Landed {
-    pub(super) bytes: PooledPart,
-    pub(super) offset: u64,
-    /// How many of the bytes were taken.
-    pub(super) count: io::Result<usize>,
+/// Transfers of one file that are under way, each known by a number below [`DEPTH`].
+struct Flight<'f> {
+    file: &'f File,
+    queue: Option<Queue>,
+    /// How many are under way.
+    count: usize,
 }
 
-/// Writes that are under way.
-pub(super) struct Flight<'f> {
-    file: &'f File,
-    /// Given back when everything has landed.
-    queue: Option<Queue>,
-    /// By the number under which each was submitted.
-    under_way: [Option<(PooledPart, u64)>; DEPTH],
-}
+/// What became of a transfer: its number, and how many bytes were moved.
+type Landed = (usize, io::Result<usize>);
 
 impl<'f> Flight<'f> {
-    /// A flight of writes to a file, which is open for direct transfers: through the page cache the kernel would not return
-    /// before they are done.
-    ///
-    /// # Errors
-    /// Those of `io_setup`: the system has no such queues, or none left.
-    pub(super) fn new(file: &'f File) -> io::Result<Self> {
-        Ok(Self { file, queue: Some(Queue::lend()?), under_way: [const { None }; DEPTH] })
+    /// Of a file that is open for direct transfers: through the page cache the kernel would not return before they are done.
+    /// `None` where the system has no such queues, or none left.
+    fn new(file: &'f File) -> Option<Self> {
+        let queue = Queue::lend().inspect_err(|error| tracing::trace!(%error, "no queue of the kernel's")).ok()?;
+        Some(Self { file, queue: Some(queue), count: 0 })
     }
 
-    /// Begins to write; gives the bytes back where the queue does not take them.
-    pub(super) fn begin(&mut self, bytes: PooledPart, offset: u64) -> Result<(), PooledPart> {
-        let free = self.under_way.iter().position(Option::is_none);
-        let (Some(queue), Some(place)) = (&self.queue, free) else { return Err(bytes) };
-        #[expect(unsafe_code, reason = "the kernel reads the memory after the call returns")]
-        // SAFETY: the part is kept in `under_way`, untouched, until the queue answers for its place; its memory does not move
-        // with it.
-        let submitted = unsafe { queue.submit(self.file, &bytes, offset, place as u64) };
-        match submitted {
+    /// Begins a transfer; whether the queue takes it.
+    ///
+    /// # Safety
+    /// Nobody else touches the memory until [`land`](Self::land) has answered for the transfer or the flight has been dropped,
+    /// and it is not leaked. For a write, others may read.
+    #[expect(unsafe_code, reason = "the kernel uses the memory after this returns")]
+    unsafe fn begin(&mut self, operation: u16, memory: *mut [u8], offset: u64, number: usize) -> bool {
+        let Some(queue) = self.queue.as_ref().filter(|_| self.count < DEPTH) else { return false };
+        // SAFETY: as the caller promises.
+        match unsafe { queue.submit(self.file, operation, memory, offset, number as u64) } {
             Ok(()) => {
-                self.under_way[place] = Some((bytes, offset));
-                Ok(())
+                self.count += 1;
+                true
             }
             Err(error) => {
-                tracing::trace!(%error, "the kernel's queue does not take a write");
-                Err(bytes)
+                tracing::trace!(%error, "the kernel's queue does not take a transfer");
+                false
             }
         }
     }
 
-    /// Waits until some have landed; nothing where none is under way.
+    /// Waits until some transfers have landed; none where none is under way.
     ///
     /// # Errors
-    /// The queue does not answer: the memory of what is under way is left to the kernel for good.
-    pub(super) fn land(&mut self) -> Option<io::Result<Vec<Landed>>> {
-        let queue = self.queue.as_ref().filter(|_| self.under_way.iter().any(Option::is_some))?;
+    /// The queue does not answer. Nothing is under way any more then.
+    fn land(&mut self) -> io::Result<Vec<Landed>> {
         let mut events = [Event::default(); DEPTH];
+        let Some(queue) = self.queue.as_ref().filter(|_| self.count > 0) else { return Ok(Vec::new()) };
         let count = loop {
             match queue.wait(&mut events) {
                 Ok(count) => break count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    std::mem::forget(self.queue.take());
-                    self.under_way.iter_mut().for_each(|part| std::mem::forget(part.take()));
-                    return Some(Err(error));
+                    // The end of a queue waits for what is in it.
+                    self.queue = None;
+                    self.count = 0;
+                    return Err(error);
                 }
             }
         };
-        let landed = events[..count].iter().filter_map(|event| {
-            let (bytes, offset) = self.under_way.get_mut(event.data as usize)?.take()?;
-            let count = match event.result {
+        self.count -= count;
+        let landed = events[..count].iter().map(|event| {
+            let moved = match event.result {
                 // No count is larger than the memory.
                 0.. => Ok(event.result as usize),
                 error => Err(io::Error::from_raw_os_error(i32::try_from(-error).unwrap_or(libc::EIO))),
             };
-            Some(Landed { bytes, offset, count })
+            // The numbers are those that were submitted.
+            (event.data as usize, moved)
         });
-        Some(Ok(landed.collect()))
+        Ok(landed.collect())
     }
 }
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        while self.land().is_some() {}
+        while self.count > 0 {
+            // What became of them nobody asks any more.
+            let _ = self.land();
+        }
         if let Some(queue) = self.queue.take() {
             queue.give_back();
         }
     }
+}
+
+/// How many bytes of a transfer the kernel's queue has moved, the rest being for a plain call: that one also knows what to do where
+/// direct transfers are refused.
+fn moved(answer: io::Result<usize>) -> io::Result<usize> {
+    answer.or_else(|error| match error.raw_os_error() {
+        Some(libc::EINVAL | libc::EAGAIN | libc::EINTR | libc::EOPNOTSUPP) => Ok(0),
+        _ => Err(error),
+    })
+}
+
+/// Writes parts as they come, several at a time; `plainly` writes all of some bytes by a call of its own. Where it fails,
+/// nothing is on its way any more.
+pub(super) fn write_parts(
+    file: &File,
+    parts: &mut dyn Iterator<Item = Part>,
+    plainly: impl Fn(&[u8], u64) -> io::Result<()>,
+) -> io::Result<()> {
+    // Dropped after the flight: what is in it is written from.
+    let mut under_way: [Option<Part>; DEPTH] = [const { None }; DEPTH];
+    let Some(mut flight) = Flight::new(file) else {
+        for part in parts {
+            plainly(&part.bytes, part.offset)?;
+        }
+        return Ok(());
+    };
+    let land = |flight: &mut Flight<'_>, under_way: &mut [Option<Part>; DEPTH]| {
+        for (number, answer) in flight.land()? {
+            let Some(part) = under_way.get_mut(number).and_then(Option::take) else { continue };
+            let done = moved(answer)?;
+            if done < part.bytes.len() {
+                plainly(&part.bytes[done..], part.offset + done as u64)?;
+            }
+        }
+        Ok::<_, io::Error>(())
+    };
+    for part in parts {
+        let aligned = is_direct_aligned(part.bytes.as_ptr().addr() as u64, part.offset, part.bytes.len());
+        if !aligned {
+            plainly(&part.bytes, part.offset)?;
+            continue;
+        }
+        let number = loop {
+            match under_way.iter().position(Option::is_none) {
+                Some(free) => break free,
+                None => land(&mut flight, &mut under_way)?,
+            }
+        };
+        let part = under_way[number].insert(part);
+        let memory = std::ptr::from_ref::<[u8]>(&part.bytes).cast_mut();
+        #[expect(unsafe_code, reason = "the kernel reads the memory after the call returns")]
+        // SAFETY: the part is kept in `under_way`, untouched, until the flight has answered for its number or, where this ends
+        // early, has been dropped; its memory does not move with it.
+        let begun = unsafe { flight.begin(PWRITE, memory, part.offset, number) };
+        if !begun {
+            plainly(&part.bytes, part.offset)?;
+            under_way[number] = None;
+        }
+    }
+    while flight.count > 0 {
+        land(&mut flight, &mut under_way)?;
+    }
+    Ok(())
+}
+
+/// Fills `buf` from `offset` on, in parts of `part_bytes`, several at a time, and tells of each part once its bytes are there, in
+/// order; `plainly` fills all of some bytes by a call of its own.
+pub(super) fn read_parts(
+    file: &File,
+    buf: &mut [u8],
+    offset: u64,
+    part_bytes: usize,
+    landed: &mut dyn FnMut(&[u8]),
+    plainly: impl Fn(&mut [u8], u64) -> io::Result<()>,
+) -> io::Result<()> {
+    for (index, buf) in buf.chunks_mut(part_bytes * DEPTH).enumerate() {
+        let offset = offset + (index * part_bytes * DEPTH) as u64;
+        read_some_parts(file, buf, offset, part_bytes, landed, &plainly)?;
+    }
+    Ok(())
+}
+
+/// [`read_parts`] of as many as a queue holds.
+fn read_some_parts(
+    file: &File,
+    buf: &mut [u8],
+    offset: u64,
+    part_bytes: usize,
+    landed: &mut dyn FnMut(&[u8]),
+    plainly: &impl Fn(&mut [u8], u64) -> io::Result<()>,
+) -> io::Result<()> {
+    // Dropped after the flight, which fills them.
+    let mut parts: Vec<&mut [u8]> = buf.chunks_mut(part_bytes).collect();
+    // How many bytes of each part are there, once that is known.
+    let mut there: [Option<usize>; DEPTH] = [None; DEPTH];
+    let mut flight = Flight::new(file);
+    for (number, part) in parts.iter_mut().enumerate() {
+        let offset = offset + (number * part_bytes) as u64;
+        let begun = flight.as_mut().filter(|_| is_direct_aligned(part.as_ptr().addr() as u64, offset, part.len()));
+        #[expect(unsafe_code, reason = "the kernel fills the memory after the call returns")]
+        // SAFETY: the part is borrowed by `parts` longer than the flight lives, and not touched before the flight has
+        // answered for its number.
+        let begun = begun.is_some_and(|flight| unsafe { flight.begin(PREAD, *part, offset, number) });
+        if !begun {
+            there[number] = Some(0);
+        }
+    }
+    for number in 0..parts.len() {
+        let done = loop {
+            match (there[number], &mut flight) {
+                (Some(done), _) => break done,
+                (None, None) => break 0,
+                (None, Some(flight)) => {
+                    for (number, answer) in flight.land()? {
+                        if let Some(there) = there.get_mut(number) {
+                            *there = Some(moved(answer)?);
+                        }
+                    }
+                }
+            }
+        };
+        let part = &mut *parts[number];
+        if done < part.len() {
+            plainly(&mut part[done..], offset + (number * part_bytes + done) as u64)?;
+        }
+        landed(part);
+    }
+    Ok(())
 }

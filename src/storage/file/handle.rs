@@ -16,9 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use memmap2::Mmap;
 
-use super::super::{Caching, FileFacts, Part, StorageFile, StorageMap, is_direct_aligned, write_all_at};
-use super::aio::{Flight, Landed};
-use super::sys;
+use super::super::{Caching, FileFacts, Part, StorageFile, StorageMap, is_direct_aligned, read_exact_at, write_all_at};
+use super::{aio, sys};
 
 /// `mincore` is asked about this many bytes at a time, which bounds its answer (one byte a page) to 16 KiB.
 const MINCORE_WINDOW_BYTES: u64 = 64 << 20;
@@ -113,28 +112,6 @@ impl FileHandle {
         }
     }
 
-    /// Finishes a write that has landed: what the kernel's queue left undone is done by a plain call, which also knows what
-    /// to do where direct transfers are refused.
-    fn finish(&self, landed: &Landed) -> io::Result<()> {
-        let Landed { bytes, offset, count } = landed;
-        let done = match count {
-            Ok(count) if *count == bytes.len() => return Ok(()),
-            Ok(count) => *count,
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EINVAL | libc::EAGAIN | libc::EINTR | libc::EOPNOTSUPP) => 0,
-                code => return Err(io::Error::from_raw_os_error(code.unwrap_or(libc::EIO))),
-            },
-        };
-        write_all_at(self, &bytes[done..], offset + done as u64, Caching::Direct)
-    }
-
-    /// Waits until some of a flight has landed, and finishes that; whether any was under way.
-    fn land(&self, flight: &mut Flight<'_>) -> io::Result<bool> {
-        let Some(landed) = flight.land().transpose()? else { return Ok(false) };
-        landed.iter().try_for_each(|landed| self.finish(landed))?;
-        Ok(true)
-    }
-
     /// Whether the kernel tells this process what of the file is cached. Of a file that it could not write, `mincore`
     /// says that all of it is, so as to give nothing away.
     fn may_ask_for_residency(&self) -> io::Result<bool> {
@@ -163,28 +140,35 @@ impl StorageFile for FileHandle {
         sys::write_vectored_at(&self.buffered, bufs, offset)
     }
 
-    fn write_parts_at(&self, parts: &mut dyn Iterator<Item = Part>) -> io::Result<()> {
-        let mut flight = self.direct_file().and_then(|file| Flight::new(file).ok());
-        for mut part in parts {
-            let by_itself = |part: &Part| write_all_at(self, &part.bytes, part.offset, Caching::Direct);
-            let aligned = is_direct_aligned(part.bytes.as_ptr().addr() as u64, part.offset, part.bytes.len());
-            let Some(flight) = flight.as_mut().filter(|_| aligned) else {
-                by_itself(&part)?;
-                continue;
-            };
-            while let Err(bytes) = flight.begin(part.bytes, part.offset) {
-                part.bytes = bytes;
-                // Where nothing is under way there is room, and the queue refuses for another reason.
-                if !self.land(flight)? {
-                    by_itself(&part)?;
-                    break;
-                }
+    fn read_parts_at(
+        &self,
+        buf: &mut [u8],
+        offset: u64,
+        part_bytes: usize,
+        landed: &mut dyn FnMut(&[u8]),
+    ) -> io::Result<()> {
+        let plainly = |buf: &mut [u8], offset| read_exact_at(self, buf, offset, Caching::Direct);
+        match self.direct_file() {
+            Some(file) => aio::read_parts(file, buf, offset, part_bytes, landed, plainly),
+            None => {
+                plainly(buf, offset)?;
+                buf.chunks(part_bytes).for_each(landed);
+                Ok(())
             }
         }
-        if let Some(flight) = &mut flight {
-            while self.land(flight)? {}
+    }
+
+    fn write_parts_at(&self, parts: &mut dyn Iterator<Item = Part>) -> io::Result<()> {
+        let plainly = |bytes: &[u8], offset| write_all_at(self, bytes, offset, Caching::Direct);
+        match self.direct_file() {
+            Some(file) => aio::write_parts(file, parts, plainly),
+            None => {
+                for part in parts {
+                    plainly(&part.bytes, part.offset)?;
+                }
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {

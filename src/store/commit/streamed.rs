@@ -1,0 +1,175 @@
+//! A small commit whose payload goes to the disk while it is still being copied: the caller hands on what it has copied, part by
+//! part, to the thread that leads. Copying 1 MiB takes a quarter of the time that a fast disk takes for it.
+//!
+//! # Invariants
+//! - All parts and the frame are written before anything is synced, in no order: as with any small commit, the checksums in
+//!   the frame tell whether the payload is whole.
+//! - The frame is written last, since it has the checksums: a payload whose caller went away is spoken for by nothing, and is
+//!   cut off again.
+//! - The log is held while the caller copies, so nothing is streamed that may have to be waited for, as a GPU.
+
+use std::iter;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use alight_format::limits::BLOCK_BYTES;
+use alight_format::{EncodedBody, IndexEntry, PreludeFields, Seq};
+
+use super::{Committer, Deleted, Written, place};
+use crate::error::{Error, Result};
+use crate::io::step;
+use crate::storage::{Part, PooledBuf, PooledPart};
+
+/// In how many parts a payload goes to the disk: as many as keep it busy, and few, since each is a call.
+const PARTS: u64 = 4;
+
+/// The first one is as much shorter than the others: so much earlier the disk begins.
+const FIRST_PART_SHORTER: u64 = 4;
+
+/// A commit in the leader's hands.
+pub(crate) struct Streamed {
+    pub(crate) durable: bool,
+    frame: PooledPart,
+    payload_len: u64,
+    arriving: Receiver<Arriving>,
+}
+
+enum Arriving {
+    Payload(PooledPart),
+    Rest(Rest),
+}
+
+/// What is known once the payload was read.
+pub(crate) struct Rest {
+    pub(crate) body: EncodedBody,
+    /// As those of a [`SmallCommit`](super::SmallCommit).
+    pub(crate) entries: Vec<IndexEntry>,
+    pub(crate) deleted: Option<Deleted>,
+}
+
+/// The same commit in the caller's hands.
+pub(crate) struct Stream {
+    parts: Vec<PooledPart>,
+    leader: Sender<Arriving>,
+}
+
+/// Begins a commit in a buffer that has room for a frame of `frame_len` bytes and the payload behind it.
+pub(crate) fn begin(buffer: PooledBuf, frame_len: u64, durable: bool) -> (Streamed, Stream) {
+    let payload_len = buffer.len() as u64 - frame_len;
+    let mut parts = buffer.cut(iter::once(frame_len as usize).chain(part_lens(payload_len)));
+    let payload = parts.split_off(1);
+    let frame = parts.pop().expect("the first part is the frame");
+    let (leader, arriving) = mpsc::channel();
+    (Streamed { durable, frame, payload_len, arriving }, Stream { parts: payload, leader })
+}
+
+/// How long each part of a payload is: whole blocks.
+fn part_lens(payload_len: u64) -> impl Iterator<Item = usize> {
+    let each = payload_len.div_ceil(PARTS).next_multiple_of(BLOCK_BYTES);
+    let first = (each / FIRST_PART_SHORTER).next_multiple_of(BLOCK_BYTES);
+    let mut left = payload_len;
+    let mut next = first;
+    iter::from_fn(move || {
+        let len = left.min(next);
+        (left, next) = (left - len, each);
+        // A payload is in memory.
+        (len > 0).then_some(len as usize)
+    })
+}
+
+impl Stream {
+    /// Has every part of the payload filled, in order, and handed on.
+    pub(crate) fn fill(&mut self, mut fill: impl FnMut(&mut [u8]) -> Result<()>) -> Result<()> {
+        for mut part in self.parts.drain(..) {
+            fill(&mut part)?;
+            // A leader that has failed takes no more, and says why.
+            let _ = self.leader.send(Arriving::Payload(part));
+        }
+        Ok(())
+    }
+
+    /// Hands on what the payload was needed for. Without it the commit is taken back.
+    pub(crate) fn finish(self, rest: Rest) {
+        let _ = self.leader.send(Arriving::Rest(rest));
+    }
+}
+
+impl Committer {
+    /// Writes a commit part by part as it comes. Blocks for the caller's copying and the disk's writing, not for a sync.
+    pub(crate) fn write_streamed(&self, streamed: Streamed) -> Result<Seq> {
+        let Streamed { durable, frame, payload_len, arriving } = streamed;
+        let frame_len = frame.len() as u64;
+        let mut log = self.log.lock();
+        self.check()?;
+        self.settle_found(&mut log)?;
+        let synced_through = self.synced();
+        let seq = log.next;
+        let tail = self.ready_tail(&mut log, frame_len + payload_len)?;
+        let (at, segment) = (tail.offset, Arc::clone(&tail.segment));
+        let fields = PreludeFields {
+            salt: segment.salt,
+            offset: at,
+            seq,
+            payload_len,
+            synced_through,
+            previous_digest: tail.previous_digest,
+            flags: 0,
+            part: 0,
+            parts: 1,
+        };
+        let end = at + frame_len + payload_len;
+        let mut next = at + frame_len;
+        let mut frame = Some(frame);
+        let mut written = None;
+        let mut parts = iter::from_fn(|| match arriving.recv().ok()? {
+            Arriving::Payload(bytes) => {
+                step();
+                let offset = next;
+                next += bytes.len() as u64;
+                Some(Part { offset, bytes })
+            }
+            Arriving::Rest(Rest { body, mut entries, deleted }) => {
+                let mut frame = frame.take()?;
+                let digest = body.write_frame(&fields, &mut frame);
+                place(&mut entries, seq, &segment, at, at + frame_len);
+                let segment = Arc::clone(&segment);
+                written = Some(Written { seq, durable, segment, end, digest, entries, repeats: false, deleted });
+                Some(Part { offset: at, bytes: frame })
+            }
+        });
+        let outcome = tail.file.write_parts_at(&mut parts);
+        match (outcome, written) {
+            (Ok(()), Some(written)) => {
+                self.note_appended(&mut log, vec![written]);
+                Ok(seq)
+            }
+            (outcome, _) => {
+                let error = match outcome {
+                    Err(source) => Error::Io { action: "write a commit to", path: segment.path.clone(), source },
+                    Ok(()) => Error::Panicked { operation: "put", why: "the thread that made it is gone".into() },
+                };
+                self.undo_small(&mut log);
+                Err(error)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_whole_blocks_and_all_of_the_payload() {
+        for blocks in 1..300 {
+            let lens: Vec<usize> = part_lens(blocks * BLOCK_BYTES).collect();
+            assert_eq!(lens.iter().sum::<usize>() as u64, blocks * BLOCK_BYTES);
+            assert!(lens.iter().all(|&len| len > 0 && (len as u64).is_multiple_of(BLOCK_BYTES)));
+            assert!(
+                lens.len() as u64 <= PARTS + 1 && lens.iter().all(|&len| len >= lens[0] || len == lens[lens.len() - 1])
+            );
+        }
+        let mebibyte: Vec<usize> = part_lens(1 << 20).map(|len| len >> 10).collect();
+        assert_eq!(mebibyte, [64, 256, 256, 256, 192]);
+    }
+}
