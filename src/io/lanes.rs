@@ -44,10 +44,15 @@ pub(crate) fn in_lanes(count: usize, lanes: usize, work: impl Fn(usize) -> Resul
 /// two at least so that one can wait for the disk, and no more than `most`. The last few are left to who made the call: on
 /// 16 processors, 14 threads were faster than 16.
 pub(crate) fn lanes_for(most: usize) -> usize {
+    let processors = processors();
+    (processors - processors / 8).clamp(2, most.max(2))
+}
+
+/// How many processors the process may use.
+pub(crate) fn processors() -> usize {
     static PROCESSORS: OnceLock<usize> = OnceLock::new();
     // Asked for once: the answer takes the system ten reads of small files.
-    let processors = *PROCESSORS.get_or_init(|| thread::available_parallelism().map_or(1, usize::from));
-    (processors - processors / 8).clamp(2, most.max(2))
+    *PROCESSORS.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ mod watched;
 mod windows;
 
 pub(crate) use handed::hand_chunks;
+pub(crate) use lanes::processors;
 pub(crate) use payload::{Blob, PayloadStream, lay_out};
 pub(crate) use plan::{Extent, ReadPlan};
 pub(crate) use pump::pump;

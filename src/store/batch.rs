@@ -275,10 +275,15 @@ pub(crate) fn carry_out(core: &Core, group: Vec<Queued>) -> Vec<Result<()>> {
     let _lock = core.lock();
     let count = group.len();
     let durable = group.iter().any(Queued::is_durable);
-    let outcome = core
-        .writer()
-        .and_then(|writer| writer.committer.write_queued(group))
-        .and_then(|last| finish(core, last, durable));
+    // Whoever copied the bytes has slept since, and can wake while the disk syncs.
+    let announced = matches!(group[..], [Queued::Streamed(_)]);
+    let outcome = core.writer().and_then(|writer| {
+        let last = writer.committer.write_queued(group)?;
+        if announced {
+            writer.group.announce();
+        }
+        finish(core, last, durable)
+    });
     match outcome {
         Ok(()) => (0..count).map(|_| Ok(())).collect(),
         Err(error) => {

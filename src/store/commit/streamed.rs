@@ -20,11 +20,9 @@ use crate::error::{Error, Result};
 use crate::io::step;
 use crate::storage::{Part, PooledBuf, PooledPart};
 
-/// In how many parts a payload goes to the disk: as many as keep it busy, and few, since each is a call.
-const PARTS: u64 = 4;
-
-/// The first one is as much shorter than the others: so much earlier the disk begins.
-const FIRST_PART_SHORTER: u64 = 4;
+/// How a payload is cut: an eighth first, so that the disk begins early, and then halves, since each part is a call.
+const FIRST_PART: u64 = 8;
+const PART: u64 = 2;
 
 /// A commit in the leader's hands.
 pub(crate) struct Streamed {
@@ -65,8 +63,8 @@ pub(crate) fn begin(buffer: PooledBuf, frame_len: u64, durable: bool) -> (Stream
 
 /// How long each part of a payload is: whole blocks.
 fn part_lens(payload_len: u64) -> impl Iterator<Item = usize> {
-    let each = payload_len.div_ceil(PARTS).next_multiple_of(BLOCK_BYTES);
-    let first = (each / FIRST_PART_SHORTER).next_multiple_of(BLOCK_BYTES);
+    let of = |part: u64| payload_len.div_ceil(part).next_multiple_of(BLOCK_BYTES);
+    let (first, each) = (of(FIRST_PART), of(PART));
     let mut left = payload_len;
     let mut next = first;
     iter::from_fn(move || {
@@ -166,10 +164,10 @@ mod tests {
             assert_eq!(lens.iter().sum::<usize>() as u64, blocks * BLOCK_BYTES);
             assert!(lens.iter().all(|&len| len > 0 && (len as u64).is_multiple_of(BLOCK_BYTES)));
             assert!(
-                lens.len() as u64 <= PARTS + 1 && lens.iter().all(|&len| len >= lens[0] || len == lens[lens.len() - 1])
+                lens.len() as u64 <= PART + 1 && lens.iter().all(|&len| len >= lens[0] || len == lens[lens.len() - 1])
             );
         }
         let mebibyte: Vec<usize> = part_lens(1 << 20).map(|len| len >> 10).collect();
-        assert_eq!(mebibyte, [64, 256, 256, 256, 192]);
+        assert_eq!(mebibyte, [128, 512, 384]);
     }
 }
