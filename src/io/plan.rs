@@ -55,8 +55,8 @@ pub(crate) struct ReadPlan {
     /// Where each extent begins in the arena, in the order they were given.
     pub(crate) arena_offsets: Vec<u64>,
     pub(crate) arena_bytes: u64,
-    /// Whether the reads are [parts](READ_PART_BYTES) of one range, which one thread reads all at once: while one is being
-    /// checked, others are on their way. More threads would take longer to start than they save.
+    /// Whether the reads are [parts](READ_PART_BYTES) of one range, which one thread reads: while one is being checked, the next
+    /// is on its way. More threads would take longer to start than they save.
     pub(crate) in_parts: bool,
 }
 

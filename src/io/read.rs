@@ -190,7 +190,12 @@ pub(crate) fn execute(
             let read = |range: Range<usize>, bytes: &mut [u8]| {
                 let mut files = Finder::new(find);
                 if plan.in_parts && range == (0..plan.reads.len()) {
-                    let landed = |index: usize, bytes: &[u8]| checks.take(plan, &plan.reads[index], bytes);
+                    // The last part is checked while the hardware copies.
+                    let landed = |index: usize, bytes: &[u8]| {
+                        if index + 1 < range.end {
+                            checks.take(plan, &plan.reads[index], bytes);
+                        }
+                    };
                     let (file, offset) = (files.of(left[0].segment)?, left[0].offset);
                     checked.store(file.read_in_parts(bytes, offset, counters, landed)?, Ordering::Relaxed);
                     return Ok(());
@@ -200,10 +205,12 @@ pub(crate) fn execute(
                 })
             };
             let check = |range: Range<usize>, bytes: &[u8]| {
-                // Relaxed: in parts, one thread does both.
-                if !on_device && !checked.load(Ordering::Relaxed) {
-                    places(&reads, range).for_each(|(index, at)| checks.take(plan, left[index], &bytes[at]));
+                if on_device {
+                    return;
                 }
+                // Relaxed: in parts, one thread does both.
+                let done = if checked.load(Ordering::Relaxed) { range.len() - 1 } else { 0 };
+                places(&reads, range).skip(done).for_each(|(index, at)| checks.take(plan, left[index], &bytes[at]));
             };
             fill(arena, &reads, lanes, read, check)?;
         }

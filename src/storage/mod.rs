@@ -145,9 +145,9 @@ pub trait StorageFile: Send + Sync + fmt::Debug {
     fn write_vectored_at(&self, bufs: &[io::IoSlice<'_>], offset: u64, caching: Caching) -> io::Result<usize>;
 
     /// Reads exactly `buf.len()` bytes past the page cache, where the file system can: in parts of `part_bytes` (the last may be
-    /// shorter), several at a time where the system can do that for one thread. `landed` is called with the bytes of each, in
-    /// order, once they are there and while others are on their way. A file that ends before is `UnexpectedEof`. Blocks until
-    /// nothing is on its way any more.
+    /// shorter). `landed` is called with the bytes of each, in order, once they are there, and while the next are on their way
+    /// where the system can do that for one thread. A file that ends before is `UnexpectedEof`. Blocks until nothing is on its
+    /// way any more.
     fn read_parts_at(
         &self,
         buf: &mut [u8],

@@ -286,8 +286,10 @@ pub(super) fn write_parts(
     Ok(())
 }
 
-/// Fills `buf` from `offset` on, in parts of `part_bytes`, several at a time, and tells of each part once its bytes are there, in
-/// order; `plainly` fills all of some bytes by a call of its own.
+/// Fills `buf` from `offset` on, in parts of `part_bytes`, and tells of each part once its bytes are there, while the next is on
+/// its way; `plainly` fills all of some bytes by a call of its own.
+///
+/// One part is on its way at a time: a virtual disk answers for all that it was given at once when the last of it is done.
 pub(super) fn read_parts(
     file: &File,
     buf: &mut [u8],
@@ -296,55 +298,32 @@ pub(super) fn read_parts(
     landed: &mut dyn FnMut(&[u8]),
     plainly: impl Fn(&mut [u8], u64) -> io::Result<()>,
 ) -> io::Result<()> {
-    for (index, buf) in buf.chunks_mut(part_bytes * DEPTH).enumerate() {
-        let offset = offset + (index * part_bytes * DEPTH) as u64;
-        read_some_parts(file, buf, offset, part_bytes, landed, &plainly)?;
-    }
-    Ok(())
-}
-
-/// [`read_parts`] of as many as a queue holds.
-fn read_some_parts(
-    file: &File,
-    buf: &mut [u8],
-    offset: u64,
-    part_bytes: usize,
-    landed: &mut dyn FnMut(&[u8]),
-    plainly: &impl Fn(&mut [u8], u64) -> io::Result<()>,
-) -> io::Result<()> {
     // Dropped after the flight, which fills them.
     let mut parts: Vec<&mut [u8]> = buf.chunks_mut(part_bytes).collect();
-    // How many bytes of each part are there, once that is known.
-    let mut there: [Option<usize>; DEPTH] = [None; DEPTH];
+    let offset_of = |number: usize| offset + (number * part_bytes) as u64;
     let mut flight = Flight::new(file);
-    for (number, part) in parts.iter_mut().enumerate() {
-        let offset = offset + (number * part_bytes) as u64;
-        let begun = flight.as_mut().filter(|_| is_direct_aligned(part.as_ptr().addr() as u64, offset, part.len()));
+    // Whether a part was begun: none where there is none.
+    let begin = |flight: &mut Option<Flight<'_>>, parts: &mut [&mut [u8]], number: usize| {
+        let (Some(flight), Some(part)) = (flight, parts.get_mut(number)) else { return false };
+        let aligned = is_direct_aligned(part.as_ptr().addr() as u64, offset_of(number), part.len());
         #[expect(unsafe_code, reason = "the kernel fills the memory after the call returns")]
         // SAFETY: the part is borrowed by `parts` longer than the flight lives, and not touched before the flight has
         // answered for its number.
-        let begun = begun.is_some_and(|flight| unsafe { flight.begin(PREAD, *part, offset, number) });
-        if !begun {
-            there[number] = Some(0);
-        }
-    }
+        let begun = aligned && unsafe { flight.begin(PREAD, *part, offset_of(number), number) };
+        begun
+    };
+    let mut begun = begin(&mut flight, &mut parts, 0);
     for number in 0..parts.len() {
-        let done = loop {
-            match (there[number], &mut flight) {
-                (Some(done), _) => break done,
-                (None, None) => break 0,
-                (None, Some(flight)) => {
-                    for (number, answer) in flight.land()? {
-                        if let Some(there) = there.get_mut(number) {
-                            *there = Some(moved(answer)?);
-                        }
-                    }
-                }
+        let mut done = 0;
+        if let Some(flight) = flight.as_mut().filter(|_| begun) {
+            for (_, answer) in flight.land()? {
+                done = moved(answer)?;
             }
-        };
+        }
+        begun = begin(&mut flight, &mut parts, number + 1);
         let part = &mut *parts[number];
         if done < part.len() {
-            plainly(&mut part[done..], offset + (number * part_bytes + done) as u64)?;
+            plainly(&mut part[done..], offset_of(number) + done as u64)?;
         }
         landed(part);
     }
