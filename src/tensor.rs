@@ -246,6 +246,11 @@ impl<'a> TensorRef<'a> {
         }
     }
 
+    /// Whether the bytes are in host memory, so that copying them waits for nobody.
+    pub(crate) fn is_in_host_memory(&self) -> bool {
+        matches!(self.source, Source::Host(_))
+    }
+
     /// Where the bytes are. A tensor on the host counts as host memory.
     #[cfg(test)]
     pub(crate) fn source(&self) -> Source<'a> {

@@ -223,8 +223,8 @@ fn commit_small(core: &Arc<Core>, small: Small, mut entries: Vec<Entry>, blobs: 
     let Small { frame_len, payload_len, durable, deleted } = small;
     let mut bytes = core.buffers.take((frame_len + payload_len) as usize);
     let wait = core.wait_for_device();
-    // A GPU may have to be waited for.
-    let is_at_hand = blobs.iter().all(|blob| blob.source.on_device().is_none());
+    // A GPU, or a reader, may have to be waited for.
+    let is_at_hand = blobs.iter().all(|blob| blob.source.is_in_host_memory());
     let mut payload = PayloadStream::new(blobs, 0, &wait);
     if is_at_hand && payload_len >= core.small_commit_bytes_max / STREAMED_PART_OF_SMALL {
         match core.begin_in_group(bytes, frame_len, durable)? {

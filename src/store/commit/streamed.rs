@@ -6,7 +6,8 @@
 //!   the frame tell whether the payload is whole.
 //! - The frame is written last, since it has the checksums: a payload whose caller went away is spoken for by nothing, and is
 //!   cut off again.
-//! - The log is held while the caller copies, so nothing is streamed that may have to be waited for, as a GPU.
+//! - The log is held while the caller copies, so nothing is streamed but what is in host memory: a GPU may have to be waited
+//!   for, and a reader may do anything.
 
 use std::iter;
 use std::sync::Arc;
@@ -153,6 +154,9 @@ impl Committer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
+    use crate::storage::sim::{Event, Fault, FaultKind, OpKind, SimStorage};
+    use crate::{Maintenance, Store};
 
     #[test]
     fn parts_are_whole_blocks_and_all_of_the_payload() {
@@ -164,5 +168,86 @@ mod tests {
         }
         let mebibyte: Vec<usize> = part_lens(1 << 20).map(|len| len >> 10).collect();
         assert_eq!(mebibyte, [64, 192, 768]);
+    }
+
+    fn value(seed: usize) -> Vec<u8> {
+        (0..300_000).map(|at| (at * 31 + at / 255 + seed * 7) as u8).collect()
+    }
+
+    fn open(disk: &SimStorage) -> Store {
+        let options = Store::options().create(true).storage(Arc::new(disk.clone())).maintenance(Maintenance::Inline);
+        options.segment_bytes(4 << 20).open("/s").unwrap()
+    }
+
+    fn writes_and_syncs(disk: &SimStorage, from: usize) -> Vec<OpKind> {
+        let trace = disk.trace();
+        let calls = trace.events().skip(from).filter_map(|event| match event {
+            Event::Call(call) => Some(call.op),
+            _ => None,
+        });
+        calls.filter(|op| matches!(op, OpKind::Write | OpKind::Sync)).collect()
+    }
+
+    #[test]
+    fn a_payload_is_written_in_parts_and_the_frame_last_with_one_sync_behind() {
+        let disk = SimStorage::new();
+        let store = open(&disk);
+        store.put("first", &value(0)[..]).unwrap();
+        let before = disk.trace().len();
+        store.put("second", &value(1)[..]).unwrap();
+        let mut expected = vec![OpKind::Write; PARTS.len() + 1];
+        expected.push(OpKind::Sync);
+        assert_eq!(writes_and_syncs(&disk, before), expected);
+        assert!(store.get("second", &Device::host()).unwrap().as_host() == Some(&value(1)[..]));
+    }
+
+    #[test]
+    fn whichever_call_fails_the_commit_is_there_whole_or_not_at_all_and_the_next_one_finds_its_place() {
+        for kind in [FaultKind::Eio, FaultKind::EioAfter, FaultKind::Enospc, FaultKind::Short, FaultKind::Eintr] {
+            for nth in 0..PARTS.len() as u64 + 1 {
+                let disk = SimStorage::new();
+                let store = open(&disk);
+                store.put("first", &value(0)[..]).unwrap();
+                disk.inject(Fault::new(kind, nth).on(OpKind::Write));
+                let outcome = store.put("second", &value(1)[..]);
+                assert_eq!(outcome.is_ok(), matches!(kind, FaultKind::Short | FaultKind::Eintr), "{kind:?} {nth}");
+                assert_eq!(store.contains("second").unwrap(), outcome.is_ok());
+                store.put("third", &value(2)[..]).unwrap();
+                store.close().unwrap();
+                let store = open(&disk);
+                assert!(store.get("third", &Device::host()).unwrap().as_host() == Some(&value(2)[..]));
+                assert_eq!(store.contains("second").unwrap(), outcome.is_ok());
+                assert!(store.verify(|_| {}).unwrap().is_sound());
+            }
+        }
+    }
+
+    #[test]
+    fn a_commit_whose_caller_is_gone_is_taken_back() {
+        let disk = SimStorage::new();
+        let store = open(&disk);
+        store.put("first", &value(0)[..]).unwrap();
+        let core = store.core().unwrap();
+        for filled in [0, 1, 3] {
+            let buffer = core.buffers.take(4096 + 65_536);
+            let Ok((begun, mut stream)) = core.begin_in_group(buffer, 4096, true).unwrap() else {
+                panic!("nobody is at work");
+            };
+            let mut left = filled;
+            let outcome = stream.fill(|part| {
+                part.fill(7);
+                left -= 1;
+                if left < 0 { Err(Error::Closed) } else { Ok(()) }
+            });
+            assert_eq!(outcome.is_ok(), filled == 3);
+            drop(stream);
+            assert!(matches!(begun.wait(), Err(Error::Panicked { .. })));
+        }
+        store.put("second", &value(1)[..]).unwrap();
+        drop(core);
+        store.close().unwrap();
+        let store = open(&disk);
+        assert!(store.verify(|_| {}).unwrap().is_sound());
+        assert!(store.get("second", &Device::host()).unwrap().as_host() == Some(&value(1)[..]));
     }
 }
