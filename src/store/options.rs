@@ -198,7 +198,8 @@ impl StoreOptions {
     ///
     /// It watches the gets to a device as those of one reader: threads that read at several places at once show no order, and
     /// neither do keys at random; then nothing is fetched, and a get takes about a microsecond more. Where the page cache has
-    /// everything, gets to the host come sooner without: they are spared a copy. What fails while it is fetched ahead is
+    /// everything, gets to the host come sooner without: they are spared a copy. Values under 256 KiB that are in the page cache
+    /// are read from there. What fails while it is fetched ahead is
     /// counted ([`Metrics::prefetch`](crate::Metrics::prefetch)), and the get reads for itself.
     pub fn prefetch(mut self, config: impl Into<Option<PrefetchConfig>>) -> Self {
         self.prefetch = config.into();

@@ -27,6 +27,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 pub use config::PrefetchConfig;
 
+use crate::config::PREFETCHED_CACHED_BYTES_MIN;
 use crate::device::{Device, DeviceBuffer};
 use crate::error::{Error, Result};
 use crate::io::{Extent, ReadPlan, Routes, execute};
@@ -139,6 +140,11 @@ impl Prefetcher {
         }
         // Before the lock: where the kernels are not loaded yet, that takes a while.
         if !device.is_host() && !device.has_kernels() {
+            return None;
+        }
+        if extent.length < PREFETCHED_CACHED_BYTES_MIN
+            && segment_file(segments, extent.segment).is_ok_and(|file| file.is_resident(extent.offset, extent.length))
+        {
             return None;
         }
         let mut state = shared.state.lock();

@@ -10,7 +10,7 @@ use crate::device::simulated::Simulated;
 use crate::io::fixtures::StuckStorage;
 use crate::metrics::{LastRead, ReadRoute, RouteReason};
 use crate::storage::Storage;
-use crate::storage::sim::{Fault, FaultKind, OpKind, SimStorage};
+use crate::storage::sim::{Abilities, Fault, FaultKind, OpKind, SimStorage};
 use crate::{CompactOptions, Error, Maintenance, Store, StoreOptions, Tensor};
 
 const LEN: usize = 16 << 10;
@@ -162,6 +162,19 @@ fn nothing_is_fetched_for_keys_at_random_nor_where_it_is_off() {
     (0..12).for_each(|n| drop(get(&calls, n, &Device::host())));
     assert!(calls.core().unwrap().prefetcher.is_none());
     assert_eq!(counts(&calls), [0; 5]);
+}
+
+#[test]
+fn short_values_in_the_page_cache_are_read_from_there() {
+    let disk = disk();
+    let store = options(disk.clone()).open("/s").unwrap();
+    fill(&store, 0, 12);
+    disk.set_abilities(Abilities { resident: Some(true), ..Abilities::default() });
+    (0..6).for_each(|n| drop(get(&store, n, &Device::host())));
+    assert_eq!(counts(&store), [0; 5]);
+    disk.set_abilities(Abilities { resident: Some(false), ..Abilities::default() });
+    get_and_settle(&store, 6..12, &Device::host());
+    assert_eq!(counts(&store), [2, 0, 4, 0, 0]);
 }
 
 #[test]
