@@ -26,6 +26,7 @@ mod layout;
 pub mod limits;
 mod manifest;
 mod run;
+mod zeros;
 
 pub use checksum::{combine, crc32};
 pub use dtype::Dtype;
@@ -39,3 +40,4 @@ pub use run::{
     FinishedRun, HashedKey, IndexEntry, IndexKind, RUN_HEADER_BYTES, RunBuilder, RunBytes, RunError, RunHeader,
     RunRange, RunReader, RunView, key_hash,
 };
+pub use zeros::is_zero;

@@ -16,7 +16,7 @@ use std::io;
 use std::ops::{Bound, Range};
 use std::path::{Path, PathBuf};
 
-use alight_format::{FeatureFlags, IndexKind, Manifest, RunId, RunRecord, SegmentId, SegmentRecord, limits};
+use alight_format::{FeatureFlags, IndexKind, Manifest, RunId, RunRecord, SegmentId, SegmentRecord, is_zero, limits};
 
 use crate::config::READ_BYTES;
 use crate::error::{Error, Result};
@@ -320,8 +320,8 @@ fn data_in(source: &dyn StorageFile, piece: &[u8], at: u64) -> io::Result<Vec<Ra
     for start in (0..piece.len()).step_by(BLOCK) {
         let end = (start + BLOCK).min(piece.len());
         let offset = at + start as u64;
-        let is_hole = piece[start..end].iter().all(|&byte| byte == 0)
-            && source.next_data(offset)?.is_none_or(|data| data >= offset + BLOCK as u64);
+        let is_hole =
+            is_zero(&piece[start..end]) && source.next_data(offset)?.is_none_or(|data| data >= offset + BLOCK as u64);
         match stretches.last_mut() {
             _ if is_hole => {}
             Some(last) if last.end == start => last.end = end,

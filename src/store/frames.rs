@@ -10,7 +10,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use alight_format::{PRELUDE_BYTES, Prelude, limits};
+use alight_format::{PRELUDE_BYTES, Prelude, is_zero, limits};
 
 use crate::config::READ_BYTES;
 use crate::storage::{AlignedBuf, Caching, StorageFile, read_exact_at};
@@ -95,7 +95,7 @@ fn search(segment: &Arc<Segment>, file: &dyn StorageFile, from: u64, end: u64) -
                 gap.next = place;
                 return gap;
             }
-            gap.has_data |= block.iter().any(|&byte| byte != 0);
+            gap.has_data |= !is_zero(block);
         }
         at += len as u64;
     }

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use alight_format::{Entry, EntryKind, Frame, PAYLOAD_SYNCED, PRELUDE_BYTES, Prelude, Seq, limits};
+use alight_format::{Entry, EntryKind, Frame, PAYLOAD_SYNCED, PRELUDE_BYTES, Prelude, Seq, is_zero, limits};
 
 use crate::error::{Damage, Error, Result};
 use crate::storage::{AlignedBuf, Caching, StorageFile, read_exact_at};
@@ -146,7 +146,7 @@ pub(crate) fn look_past(segment: &Arc<Segment>, file: &dyn StorageFile, scan: &m
         read_exact_at(file, &mut window[..take], offset, Caching::Buffered).map_err(Error::io("read", path))?;
         let mut next = offset + take as u64;
         for (index, block) in window[..take].chunks(limits::BLOCK_BYTES as usize).enumerate() {
-            if block.iter().all(|&byte| byte == 0) {
+            if is_zero(block) {
                 continue;
             }
             scan.litter = true;

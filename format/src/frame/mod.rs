@@ -21,6 +21,7 @@ use crate::codec;
 use crate::error::{FormatError, require, within};
 use crate::ids::Seq;
 use crate::limits::{BLOCK_BYTES, ENTRIES_PER_COMMIT_MAX, FRAME_BYTES_MAX};
+use crate::zeros::is_zero;
 
 /// The bytes of a frame's digest, which ends it.
 const DIGEST_BYTES: usize = 4;
@@ -122,7 +123,7 @@ impl Frame {
         }
         let body_len = usize::try_from(prelude.body_len).expect("a body is shorter than the frame in memory");
         let (body, padding) = bytes[PRELUDE_BYTES..digest_at].split_at(body_len);
-        if padding.iter().any(|byte| *byte != 0) {
+        if !is_zero(padding) {
             let offset = (PRELUDE_BYTES + body_len) as u64;
             return Err(FormatError::Damaged { what: "a frame's padding that is not zero", offset });
         }

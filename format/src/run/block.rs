@@ -32,6 +32,7 @@ use super::{common_prefix, damaged};
 use crate::error::FormatError;
 use crate::layout::{Field, tiles};
 use crate::limits::KEY_BYTES_MAX;
+use crate::zeros::is_zero;
 
 /// The length of every block.
 pub(super) const BLOCK_BYTES: usize = 4096;
@@ -433,8 +434,7 @@ impl<'b> Block<'b> {
     /// Whether every byte after the directory is an entry's, up to `used`, or zero. Expects that every entry was read, the
     /// last of each group up to `ends`, in order.
     pub(super) fn is_filled(&self, ends: &[usize]) -> bool {
-        let zeros =
-            |range: Range<usize>| self.bytes.get(range).is_some_and(|zeros| zeros.iter().all(|byte| *byte == 0));
+        let zeros = |range: Range<usize>| self.bytes.get(range).is_some_and(is_zero);
         let mut before = usize::from(DIRECTORY_END.read(self.bytes));
         let right = ends.iter().enumerate().all(|(group, end)| {
             let lies_there = self.range_of(group).is_some_and(|range| range.end == *end && zeros(before..range.start));

@@ -22,6 +22,7 @@ use super::{common_prefix, damaged, u16_at};
 use crate::error::FormatError;
 use crate::layout::{Field, tiles};
 use crate::limits::KEY_BYTES_MAX;
+use crate::zeros::is_zero;
 
 /// The length that a builder gives a node.
 const NODE_BYTES_TARGET: usize = 2048;
@@ -362,7 +363,7 @@ impl<'b> Node<'b> {
                 }
                 used += suffix.len();
             }
-            let zeros = RESERVED.read(self.bytes) == 0 && self.bytes.get(used..)?.iter().all(|byte| *byte == 0);
+            let zeros = RESERVED.read(self.bytes) == 0 && is_zero(self.bytes.get(used..)?);
             (zeros && usize::from(USED.read(self.bytes)) == used).then_some(())
         };
         consistent().ok_or_else(|| damaged("a fence node that contradicts itself", self.at))

@@ -19,6 +19,7 @@ use super::group::GROUP_ALIGN_BYTES;
 use super::seal::Seal;
 use crate::error::FormatError;
 use crate::layout::{Field, tiles};
+use crate::zeros::is_zero;
 
 /// A line's length: what a processor fetches at once.
 pub(super) const LINE_BYTES: usize = 64;
@@ -171,8 +172,8 @@ impl<'b> Line<'b> {
     pub(super) fn is_clean(self) -> bool {
         let used = self.used();
         used <= SLOTS
-            && FINGERPRINTS.get(self.bytes)[2 * used..].iter().all(|byte| *byte == 0)
-            && POSITIONS.get(self.bytes)[4 * used..].iter().all(|byte| *byte == 0)
+            && is_zero(&FINGERPRINTS.get(self.bytes)[2 * used..])
+            && is_zero(&POSITIONS.get(self.bytes)[4 * used..])
     }
 }
 

@@ -12,6 +12,7 @@ use super::table::{LINE_BYTES, Line, key_hash};
 use super::{RunBytes, damaged};
 use crate::ids::Seq;
 use crate::limits::BLOCK_BYTES;
+use crate::zeros::is_zero;
 
 /// How much of the table and of padding is read at a time.
 const PIECE_BYTES: u64 = 256 << 10;
@@ -87,7 +88,7 @@ impl<B: RunBytes> RunReader<B> {
 
     fn verify_zeros(&self, start: u64, end: u64) -> Result<(), B::Error> {
         for_pieces(start, end, |at, len| {
-            let zero = self.read(at, len)?.iter().all(|byte| *byte == 0);
+            let zero = is_zero(&self.read(at, len)?);
             if zero { Ok(()) } else { Err(damaged("padding that is not zero", at).into()) }
         })
     }
