@@ -28,11 +28,10 @@ pub struct Strikes {
 impl Strikes {
     /// Reads the calls since the last look; whether a sync of the store at `path` failed among them.
     pub fn look(&mut self, sim: &SimStorage, path: &str) -> bool {
-        let events = sim.events_after(self.events_read);
-        self.events_read += events.len();
         let mut any = false;
-        for event in events {
-            let Event::Call(call) = event else { continue };
+        sim.events_after(self.events_read, |event| {
+            self.events_read += 1;
+            let Event::Call(call) = event else { return };
             self.may_refuse |= call.outcome.is_err() && call.op == OpKind::Truncate;
             let failed = call.outcome.is_err() && matches!(call.op, OpKind::Sync | OpKind::SyncDir);
             // What fails of a backup fails the backup.
@@ -49,10 +48,10 @@ impl Strikes {
             if call.op == OpKind::Remove && call.outcome.is_ok() {
                 self.in_use.remove(&call.path);
             }
-            if call.offset >= HEADER_BYTES {
-                self.in_use.insert(call.path);
+            if call.offset >= HEADER_BYTES && !self.in_use.contains(&call.path) {
+                self.in_use.insert(Arc::clone(&call.path));
             }
-        }
+        });
         any
     }
 

@@ -100,7 +100,8 @@ struct State {
 
 struct Recorder {
     base: Image,
-    steps: Vec<Step>,
+    /// Shared with the traces that were taken, and copied when more is recorded while one of them is held.
+    steps: Arc<Vec<Step>>,
 }
 
 /// A call, as it comes in.
@@ -128,7 +129,7 @@ impl SimStorage {
 
     /// A disk whose live and durable states are both this one. It does not record until it is told to.
     fn from_image(image: Image, next_id: u64) -> Self {
-        let recorder = Recorder { base: image.clone(), steps: Vec::new() };
+        let recorder = Recorder { base: image.clone(), steps: Arc::default() };
         let live = Live::new(image, next_id);
         let (faults, sabotage) = (Vec::new(), Sabotage::default());
         let state = State { live, recorder, faults, faults_struck: 0, calls_made: 0, sabotage };
@@ -147,7 +148,7 @@ impl SimStorage {
     /// Forgets the trace and records from here on; all that is live now counts as durable.
     pub fn start_recording(&self) {
         let mut state = self.disk.state.lock();
-        state.recorder = Recorder { base: state.live.image.clone(), steps: Vec::new() };
+        state.recorder = Recorder { base: state.live.image.clone(), steps: Arc::default() };
         state.live.recording = true;
     }
 
@@ -161,17 +162,18 @@ impl SimStorage {
         let state = self.disk.state.lock();
         Trace {
             base: state.recorder.base.clone(),
-            steps: state.recorder.steps.as_slice().into(),
+            steps: Arc::clone(&state.recorder.steps),
             sabotage: state.sabotage.clone(),
             next_id: state.live.next_id,
         }
     }
 
-    /// What was recorded after the first so many events: for who looks often, and does not want the whole trace each time.
-    pub fn events_after(&self, position: usize) -> Vec<Event> {
+    /// What was recorded after the first so many events: for who looks often, and does not want the whole trace each time. The
+    /// disk answers no call meanwhile.
+    pub fn events_after(&self, position: usize, visit: impl FnMut(&Event)) {
         let state = self.disk.state.lock();
         let steps = state.recorder.steps.get(position..).unwrap_or_default();
-        steps.iter().map(|step| step.event.clone()).collect()
+        steps.iter().map(|step| &step.event).for_each(visit);
     }
 
     /// Leaves a number in the trace, after every call that has returned.
@@ -248,7 +250,7 @@ impl fmt::Debug for SimStorage {
 impl State {
     fn record(&mut self, event: Event, effects: Vec<Effect>) {
         if self.live.recording {
-            self.recorder.steps.push(Step { event, effects });
+            Arc::make_mut(&mut self.recorder.steps).push(Step { event, effects });
         }
     }
 

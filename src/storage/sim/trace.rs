@@ -111,7 +111,7 @@ pub(super) struct Step {
 #[derive(Debug, Clone)]
 pub struct Trace {
     pub(super) base: Image,
-    pub(super) steps: Arc<[Step]>,
+    pub(super) steps: Arc<Vec<Step>>,
     pub(super) sabotage: Sabotage,
     /// No file or directory of this trace has an id as high.
     pub(super) next_id: u64,
