@@ -48,42 +48,65 @@ binary_of() {
     if [ $bundled = 1 ]; then
         echo "$here/bin/$1"
     else
-        find "$target_dir"/*/"$host/release" -maxdepth 1 -type f -name "$1"
+        local dir
+        dir=$(home_of "$1")
+        echo "$(built_in "${dir#"$here/"}" "$(coverage_of "$1")")/$host/release/$1"
     fi
+}
+
+# Where the targets of a directory are built.
+built_in() { echo "$target_dir/${1//\//-}-$2"; }
+
+# What a target is told of its own run: which edges were taken, and what was compared with what too, which leads into a parser.
+# A script of steps has nothing to compare. A run's checksums are made right for it, and then most of its time went into that.
+coverage_of() {
+    case $1 in
+    store_ops | index_run | index_run_damage) echo edges ;;
+    *) echo compares ;;
+    esac
 }
 
 build() {
     target_dir=${CARGO_TARGET_DIR:-$here/target}/fuzz
     [ $bundled = 0 ] || return 0
-    # With `--target`, so that build scripts and procedural macros are built without counters.
-    local options flags
+    local coverage options flags bins
     for dir in "${fuzz_dirs[@]}"; do
-        options="level=3 inline-8bit-counters pc-table"
-        # What bytes are compared with leads into a parser; a script of steps has nothing to compare, and runs faster without.
-        [ "$dir" = fuzz ] || options+=" trace-compares"
-        flags="--cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module"
-        for option in $options; do flags+=" -Cllvm-args=-sanitizer-coverage-$option"; done
-        RUSTFLAGS=$flags CARGO_TARGET_DIR=$target_dir/${dir%/*} \
-            cargo build --locked --quiet --release --target "$host" --manifest-path "$here/$dir/Cargo.toml"
+        for coverage in edges compares; do
+            bins=()
+            for target in $(cd "$here/$dir/fuzz_targets" && basename -s .rs ./*.rs); do
+                [ "$(coverage_of "$target")" != $coverage ] || bins+=(--bin "$target")
+            done
+            [ ${#bins[@]} -gt 0 ] || continue
+            options="level=3 inline-8bit-counters pc-table"
+            [ $coverage = edges ] || options+=" trace-compares"
+            flags="--cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module"
+            for option in $options; do flags+=" -Cllvm-args=-sanitizer-coverage-$option"; done
+            # With `--target`, so that build scripts and procedural macros are built without counters.
+            RUSTFLAGS=$flags CARGO_TARGET_DIR=$(built_in "$dir" $coverage) \
+                cargo build --locked --quiet --release --target "$host" --manifest-path "$here/$dir/Cargo.toml" "${bins[@]}"
+        done
     done
 }
 
-# How many bytes an input has at most, where libFuzzer's own limit, which follows the seeds, would be too high or too low.
-length_of() {
+# What libFuzzer is to do otherwise. How many bytes an input has at most, since its own limit, which follows the seeds, would
+# be too high or too low: 20 steps of a script, half of what one may have, and so twice as many scripts. And which inputs it changes: to prefer
+# those with what is seldom seen took it four fifths of the time, with the many counters of a whole store.
+options_of() {
     case $1 in
-    store_ops) echo 164 ;;
-    *) echo 16384 ;;
+    store_ops) echo -max_len=84 -entropic=0 ;;
+    *) echo -max_len=16384 ;;
     esac
 }
 
 # Runs one target, in as many processes as told; prints a line of the table. Fails where the target found something.
 run_one() {
-    local target=$1 processes=$2 home binary log started status=0
+    local target=$1 processes=$2 home binary log started status=0 of_target
     home=$(home_of "$target") binary=$(binary_of "$target")
     mkdir -p "$home/corpus/$target" "$home/artifacts/$target" "$home/seeds/$target"
     log=$(mktemp -d)
-    local options=(-timeout=60 -rss_limit_mb=4096 "-max_len=$(length_of "$target")" -print_final_stats=1
-        "-artifact_prefix=$home/artifacts/$target/")
+    local options=(-timeout=60 -rss_limit_mb=4096 -print_final_stats=1 "-artifact_prefix=$home/artifacts/$target/")
+    read -ra of_target <<<"$(options_of "$target")"
+    options+=("${of_target[@]}")
     started=$SECONDS
     local running=()
     for ((process = 0; process < processes; process++)); do

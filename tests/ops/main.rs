@@ -59,7 +59,7 @@ fn shrink(mut input: Vec<u8>) -> String {
 #[test]
 fn whatever_a_store_is_put_through_it_keeps_its_promises() {
     let started = Instant::now();
-    let scripts = number("ALIGHT_OPS", 4000);
+    let scripts = number("ALIGHT_OPS", 8000);
     let (next, sum, wrong) = (AtomicU64::new(0), Mutex::new(Tally::default()), Mutex::new(None));
     std::thread::scope(|scope| {
         for _ in 0..2 {
@@ -94,8 +94,12 @@ fn the_fuzzers_seeds_keep_the_promises() {
     let mut played = 0;
     for seed in fs::read_dir(seeds).unwrap() {
         let path = seed.unwrap().path();
-        let script = fs::read(&path).unwrap();
-        judge(&script, &Sabotage::default()).unwrap_or_else(|wrong| panic!("{}: {wrong}", path.display()));
+        let mut script = fs::read(&path).unwrap();
+        // With every end: the process dies, all is lost, and each kind of a loss.
+        for end in [0, 2].into_iter().chain((0..8).map(|kind| 4 | kind << 3)) {
+            script[1] = script[1] & 3 | end << 2;
+            judge(&script, &Sabotage::default()).unwrap_or_else(|wrong| panic!("{}: {wrong}", path.display()));
+        }
         played += 1;
     }
     assert!(played >= 10, "{played}");

@@ -122,8 +122,12 @@ impl Player {
     }
 
     fn options(&self) -> StoreOptions {
-        let Setting { overlay_entries_max, segment_bytes, limit, .. } = self.setting;
-        let options = tiny_on(&self.sim)
+        let Setting { overlay_entries_max, segment_bytes, limit, deadlines, .. } = self.setting;
+        let mut options = tiny_on(&self.sim);
+        if !deadlines {
+            options = options.deadline(None).write_deadline(None);
+        }
+        let options = options
             .maintenance(Maintenance::Inline)
             .overlay_entries_max(overlay_entries_max)
             .segment_bytes(segment_bytes);
@@ -256,22 +260,26 @@ impl Player {
 
     fn commit(&mut self, commit: &Commit, durability: Durability) -> Result<(), String> {
         let store = self.store();
-        let evicted = store.metrics().keys_evicted;
+        let evicted = self.evicts().then(|| store.metrics().keys_evicted);
         let answer = make(&store, commit, durability);
         let refused_before = self.strikes.must_refuse;
         let sync_failed = self.strikes.look(&self.sim, PATH);
         match answer {
             Ok(()) if refused_before => return Err("it is taken after a failed sync".into()),
             Ok(()) => {
-                let evicted = store.metrics().keys_evicted - evicted;
                 self.tally.acknowledged += 1;
                 self.model.accept(commit.clone(), durability);
-                if evicted > 0 {
-                    self.learn_evicted(&store, commit, evicted)?;
+                if let Some(before) = evicted {
+                    let evicted = store.metrics().keys_evicted - before;
+                    if evicted > 0 {
+                        self.learn_evicted(&store, commit, evicted)?;
+                    }
                 }
-                let held = bytes_of(&self.model.visible());
-                if self.setting.limit != Limit::None && held > MAX_BYTES {
-                    return Err(format!("{held} bytes are held, of {MAX_BYTES} at most"));
+                if self.setting.limit != Limit::None {
+                    let held = bytes_of(&self.model.visible());
+                    if held > MAX_BYTES {
+                        return Err(format!("{held} bytes are held, of {MAX_BYTES} at most"));
+                    }
                 }
             }
             Err(Error::Full { .. }) => {
@@ -302,9 +310,6 @@ impl Player {
 
     /// A commit deleted others to make room: asks which, and takes them for a part of it.
     fn learn_evicted(&mut self, store: &Store, commit: &Commit, count: u64) -> Result<(), String> {
-        if !self.evicts() {
-            return Err(format!("{count} keys were evicted, and nobody asked for it"));
-        }
         // To be told of every key, nothing must fail now.
         self.heal();
         let mut gone = self.model.visible();
@@ -627,8 +632,8 @@ impl Player {
         explained
     }
 
-    /// The faults are over: reads go on, writes where nothing hinders them; then the store is left and opened on what was
-    /// written, and on some of what a power cut would leave.
+    /// The faults are over: reads go on, writes where nothing hinders them; then the store is left, and opened on what was
+    /// written or on what a power cut leaves.
     fn end(&mut self) -> Result<Tally, String> {
         self.begin_step();
         self.heal();
@@ -637,41 +642,14 @@ impl Player {
             self.commit(&vec![(format!("end{number}").into_bytes(), Some(bytes(number, len)))], Durability::Immediate)?;
         }
         self.check_backups()?;
-        let seed = self.tally.steps;
-        if let Some(store) = self.let_go() {
-            store.abandon();
+        match self.setting.last_loss {
+            None => self.kill()?,
+            Some(loss) => self.cut_the_power(loss)?,
         }
-        self.reader = None;
-        for loss in [Loss::All, Loss::Random(seed)] {
-            let mut other = self.fork();
-            other.cut_the_power(loss)?;
-            other.verify()?;
-            other.let_go().map_or(Ok(()), Store::close).map_err(|error| format!("the last close: {error}"))?;
-        }
-        self.open_again()?;
         self.verify()?;
         self.let_go().map_or(Ok(()), Store::close).map_err(|error| format!("the last close: {error}"))?;
         self.tally.faults_struck += self.sim.faults_struck();
         Ok(self.tally)
-    }
-
-    /// The same disk with the same promises, to be cut off from its power.
-    fn fork(&self) -> Self {
-        Self {
-            sim: self.sim.clone(),
-            setting: self.setting,
-            sabotage: self.sabotage.clone(),
-            model: self.model.clone(),
-            strikes: Strikes::default(),
-            store: None,
-            snapshots: Vec::new(),
-            reader: None,
-            backups: self.backups.clone(),
-            places: self.places,
-            struck_before: 0,
-            full: false,
-            tally: self.tally,
-        }
     }
 }
 

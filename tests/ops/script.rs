@@ -40,6 +40,11 @@ pub(crate) struct Setting {
     pub segment_bytes: u64,
     pub limit: Limit,
     pub abilities: Abilities,
+    /// Whether calls have deadlines, and so threads of the store's own do what may get stuck. Handing over to them takes far
+    /// longer than the twin's answer: seldom.
+    pub deadlines: bool,
+    /// What is lost by the power cut after the last step; without one the process dies.
+    pub last_loss: Option<Loss>,
 }
 
 /// What is read.
@@ -175,6 +180,12 @@ impl Setting {
     fn decode([a, b, c, d]: [u8; 4]) -> Self {
         let off = |bit: u8| d >> bit & 1 == 1;
         Self {
+            deadlines: a >> 4 == 15,
+            last_loss: match b >> 2 & 7 {
+                0 | 1 => None,
+                2 | 3 => Some(Loss::All),
+                _ => Some(Loss::decode([b >> 5, c >> 3, a])),
+            },
             overlay_entries_max: [6, 1, 3, 30][usize::from(a % 4)],
             segment_bytes: [64 << 10, 16 << 10, 32 << 10, 256 << 10][usize::from(b % 4)],
             limit: match c % 8 {
