@@ -808,6 +808,27 @@ fn a_note_that_was_outlived_does_not_come_back() {
     }
 }
 
+/// The story: an opening cut what a crash had torn, and died when the manifest that says so had its name and that name was
+/// not durable. The next one took it for durable and acknowledged commits; a power cut brought the old manifest back, and
+/// with it what had been cut, beside commits of the same numbers.
+#[test]
+fn what_was_cut_does_not_come_back_beside_what_was_committed_since() {
+    let (sim, before) = torn_disk();
+    sim.start_recording();
+    sim.inject(Fault::new(FaultKind::EioAfter, 0).on(OpKind::Rename).path_ending("MANIFEST"));
+    options(&sim).open(PATH).unwrap_err();
+    let store = options(&sim).open(PATH).unwrap();
+    let after = vec![put(9, 9, 300)];
+    make(&store, &after, Durability::Immediate).unwrap();
+    store.abandon();
+    let expected = Model::contents(before.iter().chain([&after]));
+    for (state, told) in power_cuts(&sim) {
+        let store = options(&state).open(PATH).unwrap_or_else(|error| panic!("{error}\n{told}"));
+        assert_eq!(contents(&store).unwrap(), expected, "{told}");
+        store.abandon();
+    }
+}
+
 /// The story: looking for something to evict failed half-way. What had been chosen by then was never chosen again, and in
 /// the end nothing was left to choose.
 #[test]

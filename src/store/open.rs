@@ -238,7 +238,8 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
         loaded = load(storage, &layout, &manifest, &[])?;
         (recovery, scans) = loaded.recover()?;
     }
-    let Loaded { segments, mut version, leftovers, condemned, next_run, trusted, found, outlived, .. } = loaded;
+    let Loaded { segments, mut version, leftovers, condemned, next_run, trusted, found, outlived, cut_before, .. } =
+        loaded;
     manifest.next_run = next_run;
 
     // From here on the store is known to be sound, and is written to.
@@ -249,8 +250,9 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     }
     // There is no older manifest to fall back on, should the name of the first one be lost.
     let first_manifest = manifest.generation == FIRST_GENERATION;
-    // With the name of this manifest lost, an older one would be there again, and a note that is about that.
-    let names_count = !leftovers.is_empty() || !condemned.is_empty() || !found.is_empty() || first_manifest || outlived;
+    // With the name of this manifest lost, an older one would be there again; and a note that is about that, or what was cut.
+    let manifest_counts = first_manifest || outlived || cut_before;
+    let names_count = !leftovers.is_empty() || !condemned.is_empty() || !found.is_empty() || manifest_counts;
     let names = if names_count { settle_names(&**storage, &layout, &found, &files) } else { Ok(()) };
     let settled = names.and_then(|()| settle(&recovery, &files));
     let settled = settled.inspect_err(|_| unsettled::leave(&**storage, &layout))?;
@@ -368,6 +370,9 @@ struct Loaded {
     outlived: bool,
     /// Whether such word was left that does not say what it is about.
     torn_note: bool,
+    /// Whether something lies behind the end of a segment: an earlier opening cut it, and did not come to giving back its
+    /// space, which it does when the manifest that says so is durable.
+    cut_before: bool,
 }
 
 fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest, known: &[Arc<Run>]) -> Result<Loaded> {
@@ -376,6 +381,7 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest, known:
     let mut leftovers = Vec::new();
     let mut condemned = Vec::new();
     let mut found = Vec::new();
+    let mut cut_before = false;
 
     let listed = storage.list(&layout.segments()).map_err(Error::io("list", &layout.segments()))?;
     let mut present: BTreeMap<SegmentId, DirEntry> = BTreeMap::new();
@@ -398,7 +404,9 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest, known:
             return Err(Error::damaged(&path, entry.len_bytes, what));
         }
         let segment = segments.adopt(record);
-        if !record.sealed {
+        if record.sealed {
+            cut_before |= entry.len_bytes > record.end;
+        } else {
             open.push(segment);
         }
     }
@@ -453,7 +461,20 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest, known:
     let torn_note = note.is_some_and(Note::is_torn);
     let outlived = note.is_some() && trusted.is_none() && !torn_note;
     let covered = manifest.covered;
-    Ok(Loaded { segments, version, open, leftovers, condemned, next_run, found, covered, trusted, outlived, torn_note })
+    Ok(Loaded {
+        segments,
+        version,
+        open,
+        leftovers,
+        condemned,
+        next_run,
+        found,
+        covered,
+        trusted,
+        outlived,
+        torn_note,
+        cut_before,
+    })
 }
 
 impl Loaded {
