@@ -27,12 +27,22 @@ pub(crate) struct Version {
     pub(crate) frozen: Overlay,
     /// The runs, newest first.
     pub(crate) runs: Arc<[Arc<Run>]>,
+    /// Of the overlay's entries those of which it is not known what the runs have under their keys, since these could not be
+    /// read: the accounts of the segments lag behind by that.
+    pub(crate) uncounted: Overlay,
 }
 
 impl Version {
     /// What the runs alone hold: every commit up to `seq`.
     pub(crate) fn of_runs(seq: Seq, runs: Vec<Arc<Run>>) -> Self {
-        Self { hold: Arc::new(()), seq, overlay: Overlay::default(), frozen: Overlay::default(), runs: runs.into() }
+        Self {
+            hold: Arc::new(()),
+            seq,
+            overlay: Overlay::default(),
+            frozen: Overlay::default(),
+            runs: runs.into(),
+            uncounted: Overlay::default(),
+        }
     }
 
     /// The latest entry of a key: a put, a delete, or nothing at all.
@@ -42,6 +52,11 @@ impl Version {
             Some(entry) => Ok(Some(Arc::clone(entry))),
             None => Ok(self.in_runs(&key, Run::get)?.map(Arc::new)),
         }
+    }
+
+    /// What the runs alone have under a key.
+    pub(crate) fn lookup_in_runs(&self, key: &[u8]) -> Result<Option<IndexEntry>> {
+        self.in_runs(&HashedKey::new(key), Run::get)
     }
 
     /// The entry under a key, if it leads to a value.

@@ -60,7 +60,7 @@ pub struct BackupReport {
 
 /// Makes a backup of the latest version at `path`.
 pub(crate) fn back_up(core: &Core, path: &Path, progress: &mut dyn FnMut(BackupProgress)) -> Result<BackupReport> {
-    let (version, records) = core.view();
+    let (version, records) = core.view()?;
     if let Ok(writer) = core.writer() {
         // What is linked must be durable; what is copied is synced there.
         writer.committer.sync_through(version.seq)?;

@@ -23,7 +23,7 @@ use crate::store::limit::{self, Limit};
 use crate::store::open::Opened;
 use crate::store::options::{Durability, Maintenance, StoreOptions};
 use crate::store::prefetch::Prefetcher;
-use crate::store::publish::{Change, publish};
+use crate::store::publish::{Change, count_late, publish};
 use crate::store::reclaim::Reclaim;
 use crate::store::segment::{Accounting, Segment, Segments};
 use crate::store::snapshot::Snapshots;
@@ -57,6 +57,9 @@ pub(crate) struct Core {
     /// Snapshots that callers hold.
     pub(crate) snapshots: Snapshots,
     version: RwLock<Arc<Version>>,
+    /// Held while commits are made visible: they are taken and published under one lock, so they keep their order. So is
+    /// whatever else changes the version or the accounts.
+    publishing: Mutex<()>,
     writer: Option<Writer>,
 }
 
@@ -65,8 +68,6 @@ pub(crate) struct Writer {
     pub(crate) committer: Committer,
     /// Where small commits gather.
     pub(crate) group: Group<Queued>,
-    /// Held while commits are made visible: they are taken and published under one lock, so they keep their order.
-    publishing: Mutex<()>,
     /// The manifest as it is on the disk. Held through every flush, so there is one at a time.
     pub(crate) manifest: Mutex<Manifest>,
     /// The highest generation of a manifest that was ever to be put in place.
@@ -142,6 +143,7 @@ impl Core {
             gate: RwLock::default(),
             snapshots: Snapshots::default(),
             version: RwLock::new(Arc::new(version)),
+            publishing: Mutex::default(),
             writer,
         }
     }
@@ -167,6 +169,7 @@ impl Core {
             generation: opened.manifest.generation,
             gate: RwLock::default(),
             version: RwLock::new(Arc::new(opened.version)),
+            publishing: Mutex::default(),
             writer: None,
         }
     }
@@ -178,7 +181,7 @@ impl Core {
 
     /// The latest published state with the accounts of its segments, but for those that no manifest names any more.
     pub(crate) fn version_and_accounts(&self) -> (Arc<Version>, Vec<(Arc<Segment>, Accounting)>) {
-        let _turn = self.writer.as_ref().map(|writer| writer.publishing.lock());
+        let _turn = self.publishing.lock();
         let kept = self.segments.all().into_iter().filter(|segment| !segment.is_condemned());
         let accounts = kept.map(|segment| (Arc::clone(&segment), *segment.accounting.lock())).collect();
         (self.version(), accounts)
@@ -200,7 +203,7 @@ impl Core {
     /// Makes visible what may be.
     pub(crate) fn publish(&self) {
         let Some(writer) = &self.writer else { return };
-        let _turn = writer.publishing.lock();
+        let _turn = self.publishing.lock();
         let commits = writer.committer.take_publishable();
         if commits.is_empty() {
             return;
@@ -218,18 +221,40 @@ impl Core {
     }
 
     /// The latest published state, and the segments as of that very state: all that a manifest about it would name.
-    pub(crate) fn view(&self) -> (Arc<Version>, Vec<SegmentRecord>) {
+    pub(crate) fn view(&self) -> Result<(Arc<Version>, Vec<SegmentRecord>)> {
         // Segments are condemned together or not at all: of two, one may hold the deletes of what the other puts.
         let _none_is_condemned = self.writer.as_ref().map(|writer| writer.reclaim.lock());
-        let _turn = self.writer.as_ref().map(|writer| writer.publishing.lock());
-        let segments = self.segments.all();
-        let kept = segments.iter().filter(|segment| !segment.is_condemned());
-        (self.version(), kept.map(|segment| segment.record()).collect())
+        self.change_version(|version| {
+            self.count_late_in(version)?;
+            let segments = self.segments.all();
+            let kept = segments.iter().filter(|segment| !segment.is_condemned());
+            Ok((Arc::new(version.clone()), kept.map(|segment| segment.record()).collect()))
+        })
+    }
+
+    /// Has the accounts of the segments tell what every commit made die, where the index could not be read when one was
+    /// published. Reads only then; fails where it cannot be read now either.
+    pub(crate) fn count_late(&self) -> Result<()> {
+        if self.version().uncounted.is_empty() {
+            return Ok(());
+        }
+        self.change_version(|version| self.count_late_in(version))
+    }
+
+    /// The same within a [`change`](Core::change_version) of the version.
+    pub(crate) fn count_late_in(&self, version: &mut Version) -> Result<()> {
+        let mut died = 0;
+        let outcome = count_late(version, &self.segments, &mut died);
+        if let Some(writer) = &self.writer {
+            writer.died.fetch_add(died, Ordering::Relaxed);
+            writer.live.fetch_sub(died, Ordering::AcqRel);
+        }
+        outcome
     }
 
     /// Replaces the version by what `change` makes of it, with no commit published in between.
     pub(crate) fn change_version<T>(&self, change: impl FnOnce(&mut Version) -> T) -> T {
-        let _turn = self.writer.as_ref().map(|writer| writer.publishing.lock());
+        let _turn = self.publishing.lock();
         let mut version = Version::clone(&self.version());
         let outcome = change(&mut version);
         *self.version.write() = Arc::new(version);
@@ -314,7 +339,6 @@ impl Writer {
         Self {
             committer,
             group: Group::default(),
-            publishing: Mutex::default(),
             attempted: AtomicU64::new(manifest.generation),
             manifest: Mutex::new(manifest),
             maintenance: options.maintenance,

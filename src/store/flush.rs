@@ -6,6 +6,7 @@
 //!   replaced run is removed only after a manifest without it is durable.
 //! - A segment that the manifest is not to name any more is condemned by the state of the very version that the manifest
 //!   covers; it stays as it is until that manifest is durable.
+//! - The accounts that a manifest names lag behind nothing: where they cannot be made to, nothing is written.
 //! - One flush at a time. Commits go on beside it, into a new overlay.
 
 use std::collections::{BTreeSet, HashSet};
@@ -17,7 +18,7 @@ use std::sync::atomic::Ordering;
 use alight_format::{IndexKind, Manifest, RunId, RunRecord, SegmentId, SegmentRecord};
 
 use crate::config::{DEAD_TAIL_BYTES, RECLAIM_PAUSE, RUN_GROWTH, RUN_GROWTH_AT_CLOSE};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::index::{NewRun, Overlay, Run, Version, merge_count, merge_layers, write_run};
 use crate::metrics::Counters;
 use crate::store::core::{Core, Writer};
@@ -76,6 +77,8 @@ impl Core {
         let mut condemned = BTreeSet::new();
         let (frozen, mut next) = self.change_version(|version| {
             debug_assert!(version.frozen.is_empty(), "one flush at a time");
+            // What these keys led to is told by the runs as they are.
+            self.count_late_in(version)?;
             version.frozen = std::mem::take(&mut version.overlay);
             // No commit is published meanwhile, so the segments' ends are those of this very version.
             let (mut segments, next_segment) = self.segments.records();
@@ -90,8 +93,8 @@ impl Core {
                 next_segment,
                 ..manifest.clone()
             };
-            (version.clone(), next)
-        });
+            Ok::<_, Error>((version.clone(), next))
+        })?;
         // Readers of the manifest that is in place may see what this one does without. So may those of one that was put in
         // place by an attempt that failed afterwards: the next one gets the same number.
         let through_generation = writer.attempted.fetch_max(next.generation, Ordering::AcqRel).max(manifest.generation);

@@ -115,6 +115,7 @@ impl Core {
         if coming > limit.max_bytes {
             return Err(Error::Full { needed: coming, max_bytes: limit.max_bytes });
         }
+        self.count_late()?;
         let mut state = limit.state.lock();
         let live = writer.live.load(Ordering::Acquire);
         let version = self.version();

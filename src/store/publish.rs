@@ -1,4 +1,8 @@
 //! Makes commits visible, and keeps the count of what lives where.
+//!
+//! # Invariants
+//! - A commit that is on the disk becomes visible, whether or not the index can be read at that moment. What it made die is
+//!   counted later then ([`count_late`]): before its keys are in a run themselves, and before anybody compares.
 
 use std::ops::AddAssign;
 use std::sync::Arc;
@@ -6,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 use alight_format::{Entry, EntryKind, IndexEntry, IndexKind, SegmentId, Seq};
 
+use crate::error::{Error, Result};
 use crate::index::Version;
 use crate::store::commit::Written;
 use crate::store::segment::Segments;
@@ -31,8 +36,8 @@ impl AddAssign for Change {
 
 /// Adds one commit to a version that nobody else sees yet, and to the accounts of the segments it touches.
 ///
-/// Looks up what each key led to before, less than a microsecond a key. Where that part of the index is damaged the commit
-/// counts all the same: it is on the disk; only the count of live bytes misses what the key led to.
+/// Looks up what each key led to before, less than a microsecond a key. Where that part of the index cannot be read the commit
+/// counts all the same: it is on the disk; only what the key led to is counted later.
 ///
 /// A commit of compaction repeats entries, and each counts as of the commit that it is from: a put takes effect only where
 /// the key still leads to that very put. Whatever was done to the key since stands, and what was moved is dead on arrival. A
@@ -67,6 +72,7 @@ pub(crate) fn publish(version: &mut Version, segments: &Segments, commit: Writte
                 before.as_ref().map_or(true, |now| now.as_ref().is_some_and(|now| now.kind == IndexKind::Put));
             deleted.store(was_there, Ordering::Release);
         }
+        let mut uncounted = false;
         match before {
             Ok(Some(old)) if old.kind == IndexKind::Put => {
                 change.died += old.length;
@@ -77,7 +83,10 @@ pub(crate) fn publish(version: &mut Version, segments: &Segments, commit: Writte
                 }
             }
             Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "live bytes are counted too high: an index block cannot be read"),
+            Err(error) => {
+                tracing::warn!(%error, "the index cannot be read: what a commit made die is counted later");
+                uncounted = true;
+            }
         }
         if entry.kind == IndexKind::Put {
             change.born += entry.length;
@@ -89,7 +98,11 @@ pub(crate) fn publish(version: &mut Version, segments: &Segments, commit: Writte
                 accounting.lives(entry.length);
             }
         }
-        version.overlay.insert(Arc::new(entry));
+        let entry = Arc::new(entry);
+        if uncounted {
+            version.uncounted.insert(Arc::clone(&entry));
+        }
+        version.overlay.insert(entry);
     }
     own.end = commit.end;
     own.previous_digest = commit.digest;
@@ -97,6 +110,34 @@ pub(crate) fn publish(version: &mut Version, segments: &Segments, commit: Writte
     debug_assert_eq!(version.seq.next(), commit.seq, "commits are published in order, none left out");
     version.seq = commit.seq;
     change
+}
+
+/// Counts what commits made die whose keys could not be looked up when they were published: into the accounts, and into
+/// `died`, in bytes of values. Fails with the first key that cannot be looked up now either; those stay to be counted.
+///
+/// A key whose part of the index is damaged is given up: the count stays too high by what it led to until the index is made
+/// anew, which it has to be anyway.
+pub(crate) fn count_late(version: &mut Version, segments: &Segments, died: &mut u64) -> Result<()> {
+    let mut outcome = Ok(());
+    for entry in std::mem::take(&mut version.uncounted).range(..) {
+        match version.lookup_in_runs(&entry.key) {
+            Ok(Some(old)) if old.kind == IndexKind::Put => {
+                *died += old.length;
+                if let Some(segment) = segments.get(old.segment) {
+                    segment.accounting.lock().dies(old.length);
+                }
+            }
+            Ok(_) => {}
+            Err(error @ Error::Damaged(_)) => {
+                tracing::warn!(%error, "live bytes are counted too high: a part of the index is damaged");
+            }
+            Err(error) => {
+                version.uncounted.insert(Arc::clone(entry));
+                outcome = outcome.and(Err(error));
+            }
+        }
+    }
+    outcome
 }
 
 /// The index's view of a frame's entry, in a commit with number `seq` whose payload begins at `payload` of `segment`.

@@ -92,6 +92,7 @@ impl Stat {
     }
 
     pub(crate) fn of(core: &Core) -> Result<Stat> {
+        core.count_late()?;
         let (version, accounts) = core.version_and_accounts();
         let manifest = manifest::read(&*core.storage, &core.layout)?;
         let (mut live_bytes, mut blob_bytes) = (0, 0);

@@ -196,9 +196,7 @@ impl Setting {
             },
             abilities: Abilities {
                 direct: !off(0),
-                // Where index runs are not mapped, a read of one that fails while a commit is published leaves the count of
-                // live bytes too high (`publish`), and verification says so.
-                map: true,
+                map: !off(1),
                 allocate: !off(2),
                 punch: !off(3),
                 share_bytes: !off(4),
