@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use alight::storage::Storage;
-use alight::storage::sim::{Choice, Fault, FaultKind, SimStorage};
+use alight::storage::sim::{Choice, Fault, FaultKind, OpKind, SimStorage};
 use alight::{CompactOptions, Device, Dtype, Durability, Error, RepairReport, Store, TensorRef};
 use alight_format::{Manifest, SegmentRecord};
 use common::bytes;
@@ -545,6 +545,57 @@ fn a_torn_tail_is_judged_without_a_manifest_as_with_one() {
     assert!(same > refused && states > 100);
 }
 
+/// The story: the sync of an opening failed, which left the note for the next one, and the manifest was lost. The rebuilding
+/// synced what the page cache showed, which proves nothing then, and the new manifest named commits that a power cut took away.
+#[test]
+fn what_an_opening_could_not_sync_a_rebuilding_does_not_take_for_synced() {
+    let small = |store: &Store, n: u64, durability| {
+        let (mut batch, value) = (store.batch(), bytes(n, 300));
+        batch.put(format!("k{n}"), &value).unwrap();
+        batch.durability(durability);
+        batch.commit().unwrap();
+    };
+    // Whose sync failed: an opening's, or a first rebuilding's; and whether the manifest is lost, or only the index.
+    for (by_opening, manifest_lost) in [(true, true), (true, false), (false, true)] {
+        for (op, path) in [(OpKind::Sync, ".seg"), (OpKind::SyncDir, "segments")] {
+            let told = format!("by an opening: {by_opening}, the manifest lost: {manifest_lost}, {op:?}");
+            let sim = SimStorage::new();
+            let store = on(&sim).create_new(true).open(SOURCE).unwrap();
+            small(&store, 1, Durability::Immediate);
+            small(&store, 2, Durability::Eventual);
+            store.abandon();
+            let failed = Fault::new(FaultKind::FailedSync, 0).on(op).path_ending(path);
+            if by_opening {
+                sim.inject(failed.clone());
+                on(&sim).open(SOURCE).unwrap_err();
+            }
+            if manifest_lost {
+                sim.remove_file("/store/MANIFEST");
+            }
+            if !by_opening {
+                sim.inject(failed);
+                rebuild(&sim).unwrap_err();
+            }
+            assert!(sim.has_file("/store/UNSETTLED"), "{told}");
+            rebuild(&sim).unwrap();
+            assert_eq!(sim.has_file("/store/UNSETTLED"), !manifest_lost, "{told}: an opening copies the rest");
+            let store = on(&sim).open(SOURCE).unwrap();
+            small(&store, 3, Durability::Immediate);
+            let expected = contents(&store);
+            assert_eq!(expected.len(), 3, "{told}");
+            store.abandon();
+            let trace = sim.trace();
+            let walker = trace.walk_to(trace.len());
+            for choice in [Choice::None, Choice::All].into_iter().chain((0..60).map(Choice::Random)) {
+                let state = walker.materialize(&choice);
+                let opened = on(&state).open(SOURCE);
+                let store = opened.unwrap_or_else(|error| panic!("{told}: {error}\n{}", walker.explain(&choice)));
+                assert_eq!(contents(&store), expected, "{told}\n{}", walker.explain(&choice));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_rebuilding_that_fails_or_is_cut_off_at_any_call_loses_nothing() {
     let (sim, expected) = filled();
@@ -607,7 +658,7 @@ fn a_rebuilding_that_fails_or_is_cut_off_at_any_call_loses_nothing() {
 fn an_unfinished_repair_is_no_store_and_says_so() {
     let (sim, _) = filled();
     // Killed when it had made the store, and before it was whole.
-    sim.inject(Fault::new(FaultKind::Eio, 0).path_ending("UNFINISHED").on(alight::storage::sim::OpKind::Remove));
+    sim.inject(Fault::new(FaultKind::Eio, 0).path_ending("UNFINISHED").on(OpKind::Remove));
     on(&sim).repair(SOURCE, TARGET, |_| {}).unwrap_err();
     sim.clear_faults();
     for open in [on(&sim), on(&sim).read_only(true), on(&sim).create(true)] {

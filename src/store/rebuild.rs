@@ -5,7 +5,9 @@
 //! - The old files stay until the new manifest is durable in their place: whatever fails before changes nothing.
 //! - A store is not made smaller in silence. Where a commit that the manifest covers cannot be read, or one may be missing
 //!   that was durable once, the answer is damage, and nothing is changed: salvaging is [`repair`](super::repair)'s.
-//! - What follows the part that the manifest covers is left to the next opening, which recovers it as ever.
+//! - What follows the part that the manifest covers is left to the next opening, which recovers it as ever, and heeds the note
+//!   of a failed sync where one lies. Without a manifest that falls to the rebuilding, which is the same for it as an opening
+//!   ([`unsettled`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -26,6 +28,7 @@ use crate::store::open::{Place, judge_writable, look, take_lock};
 use crate::store::options::StoreOptions;
 use crate::store::recover::{self, Evidence, Found, TailScan, Verdict, read_frame};
 use crate::store::segment::{FIRST_FRAME, Segment, Segments, read_header};
+use crate::store::unsettled;
 
 /// How far a rebuilding has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,11 +199,12 @@ impl Rebuild<'_> {
 
     /// Everything but the segments is lost.
     fn without_manifest(&mut self, listed: &BTreeMap<SegmentId, u64>, segment_bytes: u64) -> Result<()> {
-        if self.storage.open(&self.layout.distrust(), OpenMode::Read).is_ok() {
+        if distrust::read(&**self.storage, self.layout)?.is_some() {
             let what = "it is lost, and DISTRUST, the note of a failed sync, may be about it: restart the machine, remove \
                         the note, and try again";
             return Err(Error::damaged(&self.layout.manifest(), None, what));
         }
+        let unsettled = unsettled::is_left(&**self.storage, self.layout)?;
         let (segments, surveyed, proven) = self.survey(listed)?;
         let commit_of = commit_of(&segments);
         let mut gatherer = self.gatherer(&segments, RunId(1), &commit_of)?;
@@ -235,7 +239,7 @@ impl Rebuild<'_> {
             return Err(lost(&broken.segment, broken.end.offset, "a commit here is broken that may have been durable"));
         }
 
-        let last = self.accept(proven, &tail, &surveyed)?;
+        let last = self.accept(proven, &tail, &surveyed, unsettled)?;
         let mut ends: BTreeMap<SegmentId, Link> = surveyed.iter().map(|one| (one.segment.id, one.end)).collect();
         let mut refused = BTreeSet::new();
         for (seq, found) in tail.into_iter().rev() {
@@ -259,7 +263,11 @@ impl Rebuild<'_> {
             next_segment,
             ..Manifest::new(segments.store(), segment_bytes)
         };
-        self.replace(&segments, gatherer, new)
+        self.replace(&segments, gatherer, new)?;
+        if unsettled {
+            unsettled::clear(&**self.storage, self.layout)?;
+        }
+        Ok(())
     }
 
     /// Looks how far the commits of every segment reach, and up to which number any of them says that all were durable.
@@ -316,8 +324,9 @@ impl Rebuild<'_> {
         Ok((segments, surveyed, proven))
     }
 
-    /// Decides as every opening does about commits that no sync is known to have reached, and makes durable what is accepted.
-    fn accept(&self, proven: Seq, tail: &BTreeMap<Seq, Found>, surveyed: &[Surveyed]) -> Result<Seq> {
+    /// Decides as every opening does about commits that no sync is known to have reached, and makes durable what is accepted:
+    /// by a sync, or where one may have failed before by a copy.
+    fn accept(&self, proven: Seq, tail: &BTreeMap<Seq, Found>, surveyed: &[Surveyed], unsettled: bool) -> Result<Seq> {
         let file_of = |found: &Found| {
             let one = surveyed.iter().find(|one| one.segment.id == found.segment.id);
             Arc::clone(&one.expect("every commit was found in a segment that was surveyed").file)
@@ -330,14 +339,20 @@ impl Rebuild<'_> {
         let Verdict::Accept(last) = recover::decide(proven, &evidence, proven) else {
             unreachable!("nothing is asked for but what lies behind what is proven")
         };
-        let mut synced = BTreeSet::new();
-        for found in tail.range(..=last).map(|(_, found)| found) {
-            if synced.insert(found.segment.id) {
-                file_of(found).sync().map_err(Error::io("sync", &found.segment.path))?;
-            }
+        // And what has no commit yet, since the new manifest names it.
+        let accepted: BTreeSet<SegmentId> = tail.range(..=last).map(|(_, found)| found.segment.id).collect();
+        let unproven =
+            || surveyed.iter().filter(|one| accepted.contains(&one.segment.id) || one.end.offset == FIRST_FRAME);
+        if unsettled {
+            let ends = unproven().map(|one| (one.segment.id, one.end.offset));
+            unsettled::renew(&**self.storage, self.layout, ends)?;
+            return Ok(last);
         }
         let folder = self.layout.segments();
-        self.storage.sync_dir(&folder).map_err(Error::io("sync", &folder))?;
+        let synced = unproven()
+            .try_for_each(|one| one.file.sync().map_err(Error::io("sync", &one.segment.path)))
+            .and_then(|()| self.storage.sync_dir(&folder).map_err(Error::io("sync", &folder)));
+        synced.inspect_err(|_| unsettled::leave(&**self.storage, self.layout))?;
         Ok(last)
     }
 
