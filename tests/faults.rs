@@ -829,6 +829,43 @@ fn what_was_cut_does_not_come_back_beside_what_was_committed_since() {
     }
 }
 
+/// What may not be on the disk is copied before it is built on, which takes room. Without any the store opens for reading, and
+/// says so.
+#[test]
+fn without_room_for_copies_a_store_opens_read_only_and_says_what_to_do() {
+    for note in ["DISTRUST", "UNSETTLED"] {
+        for left in [0, 5000, 30_000] {
+            let sim = SimStorage::new();
+            let store = options(&sim).create_new(true).open(PATH).unwrap();
+            (0..9).for_each(|n| eventually(&store, n).unwrap());
+            make(&store, &vec![put(10, 10, 60_000)], Durability::Eventual).unwrap();
+            let expected = contents(&store).unwrap();
+            store.abandon();
+            sim.write_file(format!("{PATH}/{note}"), b"");
+            let files = sim.files();
+            let told = format!("{note}, {left} bytes left");
+
+            let free = sim.free_bytes("/".as_ref()).unwrap();
+            sim.set_capacity(Some((1 << 50) - free + left));
+            for _ in 0..2 {
+                let refused = options(&sim).open(PATH).unwrap_err();
+                assert!(refused.is_no_space(), "{told}: {refused}");
+                assert!(
+                    refused.to_string().contains("make room and open the store again, or open it read-only"),
+                    "{refused}"
+                );
+                assert_eq!(sim.files(), files, "{told}: nothing is left that takes room");
+                let reader = options(&sim).read_only(true).open(PATH).unwrap();
+                assert_eq!(contents(&reader).unwrap(), expected, "{told}");
+            }
+            sim.set_capacity(None);
+            let store = options(&sim).open(PATH).unwrap();
+            assert_eq!(contents(&store).unwrap(), expected, "{told}");
+            assert!(!sim.has_file(format!("{PATH}/{note}")), "{told}");
+        }
+    }
+}
+
 /// The story: looking for something to evict failed half-way. What had been chosen by then was never chosen again, and in
 /// the end nothing was left to choose.
 #[test]

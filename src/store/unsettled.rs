@@ -13,12 +13,13 @@
 //!
 //! # Invariants
 //! - Nothing is written over: until a copy has the name, the old file has it, and both say the same.
+//! - Where there is no room for a copy the store does not open for writing, and is as it was; it opens read-only.
 //! - A note goes only when the copies, their names and a new manifest are durable. One that is left over costs a copy.
 //!
 //! Like the other note it is not synced: a power cut ends what it warns of.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use alight_format::SegmentId;
 
@@ -53,22 +54,41 @@ pub(crate) fn renew(
 ) -> Result<()> {
     for (id, end) in ends {
         let (from, to) = (layout.segment(id), layout.segment_new(id));
-        let source = storage.open(&from, OpenMode::Read).map_err(Error::io("open", &from))?;
-        // What an earlier attempt left may have a sync that failed behind it as well.
-        remove(storage, to.clone())?;
-        let target = storage.open(&to, OpenMode::CreateNew).map_err(Error::io("create", &to))?;
-        let mut window = AlignedBuf::zeroed(READ_BYTES.min(end as usize));
-        let mut at = 0;
-        while at < end {
-            let piece = &mut window[..(end - at).min(READ_BYTES as u64) as usize];
-            read_exact_at(&*source, piece, at, Caching::Buffered).map_err(Error::io("read", &from))?;
-            write_all_at(&*target, piece, at, Caching::Direct).map_err(Error::io("write", &to))?;
-            at += piece.len() as u64;
+        let copied = copy(storage, &from, &to, end);
+        if let Err(error) = copied {
+            // On a full disk it would take the room that the next attempt needs. The next opening removes it else.
+            let _ = storage.remove(&to);
+            return Err(if error.is_no_space() { no_room(&from, end, error) } else { error });
         }
-        target.sync().map_err(Error::io("sync", &to))?;
         storage.rename(&to, &from).map_err(Error::io("rename", &to))?;
     }
     storage.sync_dir(&layout.segments()).map_err(Error::io("sync", &layout.segments()))
+}
+
+fn copy(storage: &dyn Storage, from: &Path, to: &Path, end: u64) -> Result<()> {
+    let source = storage.open(from, OpenMode::Read).map_err(Error::io("open", from))?;
+    // What an earlier attempt left may have a sync that failed behind it as well.
+    remove(storage, to.to_path_buf())?;
+    let target = storage.open(to, OpenMode::CreateNew).map_err(Error::io("create", to))?;
+    let mut window = AlignedBuf::zeroed(READ_BYTES.min(end as usize));
+    let mut at = 0;
+    while at < end {
+        let piece = &mut window[..(end - at).min(READ_BYTES as u64) as usize];
+        read_exact_at(&*source, piece, at, Caching::Buffered).map_err(Error::io("read", from))?;
+        write_all_at(&*target, piece, at, Caching::Direct).map_err(Error::io("write", to))?;
+        at += piece.len() as u64;
+    }
+    target.sync().map_err(Error::io("sync", to))
+}
+
+/// What to do where there is no room for a copy: reading needs none.
+fn no_room(from: &Path, end: u64, error: Error) -> Error {
+    let Error::Io { source, .. } = error else { return error };
+    let why = format!(
+        "{source}; a sync failed earlier, so {end} bytes of it are copied before anything is written: make room and open the \
+         store again, or open it read-only"
+    );
+    Error::Io { action: "copy", path: from.to_path_buf(), source: io::Error::new(source.kind(), why) }
 }
 
 /// Takes the note away.
