@@ -5,10 +5,12 @@ mod common;
 use std::ops::Bound::{Included, Unbounded};
 
 use alight_format::{
-    Dtype, EncodedBody, Entry, Frame, HashedKey, IndexEntry, IndexKind, Manifest, PreludeFields, RunId, RunRecord,
-    RunView, Salt, SegmentHeader, SegmentId, SegmentRecord, Seq,
+    Dtype, Entry, Frame, HashedKey, IndexEntry, IndexKind, Manifest, PreludeFields, RunId, RunView, Salt,
+    SegmentHeader, SegmentId, Seq,
 };
-use common::{EVERY, Oracle, PART, STORE, build, build_with, entry, neighbours, oracle};
+use common::{
+    EVERY, Oracle, PART, STORE, build, build_with, entry, frame, neighbours, oracle, run_record, segment_record,
+};
 use proptest::prelude::*;
 
 /// Calls `check` with `bytes` after each bit of them was flipped, in turn.
@@ -23,13 +25,11 @@ fn with_each_bit_flipped(bytes: &[u8], mut check: impl FnMut(&[u8], usize)) {
     }
 }
 
-fn frame() -> Vec<u8> {
+fn some_frame() -> Vec<u8> {
     let entries = [
         Entry { crc: 9, attributes: vec![("step".into(), b"7".to_vec())], ..Entry::put(b"a", Dtype::F32, &[2, 3]) },
         Entry::delete(b"b"),
     ];
-    let body = EncodedBody::new(&entries).unwrap();
-    let mut bytes = vec![0; usize::try_from(body.frame_len()).unwrap()];
     let fields = PreludeFields {
         salt: Salt(5),
         offset: 4096,
@@ -41,31 +41,15 @@ fn frame() -> Vec<u8> {
         parts: 1,
         flags: 0,
     };
-    body.write_frame(&fields, &mut bytes);
-    bytes
+    frame(&entries, &fields)
 }
 
-fn manifest() -> Vec<u8> {
-    let segment = SegmentRecord {
-        id: SegmentId(1),
-        salt: Salt(5),
-        end: 8192,
-        previous_digest: 6,
-        sealed: true,
-        live_bytes: 7,
-        blob_bytes: 8,
-        live_values: 1,
-        live_room: 256,
-        values: 2,
-        oldest_put: Seq(3),
-        newest_delete: Seq(4),
-    };
-    let run = RunRecord { id: RunId(1), entries: 2, bytes: 16_384, header_crc: 3 };
+fn some_manifest() -> Vec<u8> {
     let manifest = Manifest {
         next_segment: SegmentId(2),
         next_run: RunId(2),
-        segments: vec![segment],
-        runs: vec![run],
+        segments: vec![segment_record(1, 8192, 6, true)],
+        runs: vec![run_record(1)],
         ..Manifest::new(STORE, 1 << 30)
     };
     manifest.encode().unwrap()
@@ -82,14 +66,14 @@ fn a_flipped_bit_or_a_cut_of_a_segment_header_is_found_out() {
 
 #[test]
 fn a_flipped_bit_or_a_cut_of_a_frame_is_found_out() {
-    let frame = frame();
+    let frame = some_frame();
     with_each_bit_flipped(&frame, |bytes, at| assert!(Frame::decode(bytes).is_err(), "byte {at}"));
     (0..frame.len()).step_by(EVERY).for_each(|cut| assert!(Frame::decode(&frame[..cut]).is_err(), "cut at {cut}"));
 }
 
 #[test]
 fn a_flipped_bit_or_a_cut_of_a_manifest_is_found_out() {
-    let manifest = manifest();
+    let manifest = some_manifest();
     with_each_bit_flipped(&manifest, |bytes, at| assert!(Manifest::decode(bytes).is_err(), "byte {at}"));
     (0..manifest.len())
         .step_by(EVERY)
