@@ -11,11 +11,13 @@ use alight_format::{
     RunId, RunRecord, RunView, Salt, SegmentId, SegmentRecord, Seq, StoreId,
 };
 
-/// Miri is some thousand times slower: of what is asked for by the thousand, it gets this part.
-pub(crate) const PART: u16 = if cfg!(miri) { 25 } else { 1 };
+/// So many; under Miri, which is some thousand times slower, as few as the second number says.
+pub(crate) const fn few<N: Copy>(count: N, under_miri: N) -> N {
+    if cfg!(miri) { under_miri } else { count }
+}
 
-/// And of damages to every byte, every so many-th.
-pub(crate) const EVERY: usize = if cfg!(miri) { 4001 } else { 1 };
+/// Of damages to every byte, every so many-th.
+pub(crate) const EVERY: usize = few(1, 4001);
 
 pub(crate) const STORE: StoreId = StoreId(*b"a store's 16 IDs");
 
@@ -151,7 +153,7 @@ pub(crate) fn assert_like_oracle(bytes: &[u8], oracle: &Oracle) {
     assert_eq!(run.max_seq(), oracle.values().map(|entry| entry.seq).max().unwrap_or(Seq::ZERO));
     let all: Vec<IndexEntry> = run.range(Unbounded).map(Result::unwrap).collect();
     assert!(all.iter().eq(oracle.values()));
-    let questions = oracle.len().div_ceil(if cfg!(miri) { 4 } else { 500 }).max(1);
+    let questions = oracle.len().div_ceil(few(500, 2)).max(1);
     for key in oracle.keys().step_by(questions).flat_map(|key| neighbours(key)).chain([vec![], vec![255; 1024]]) {
         assert_eq!(run.get(&key).unwrap().as_ref(), oracle.get(&key), "{key:?}");
         let kind = run.kind(&HashedKey::new(&key)).unwrap();
