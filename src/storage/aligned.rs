@@ -117,7 +117,7 @@ const _: () = assert!(size_of::<Page>() == PAGE && align_of::<Page>() == PAGE);
 
 impl fmt::Debug for AlignedBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "AlignedBuf({} bytes)", self.len())
+        write!(f, "AlignedBuf({} bytes)", self.len)
     }
 }
 
@@ -200,9 +200,11 @@ impl PooledBuf {
     ///
     /// # Panics
     /// If the buffer is shorter.
-    pub fn cut(mut self, lens: impl IntoIterator<Item = usize>) -> Vec<PooledPart> {
-        let (start, len) = (self.as_mut_ptr(), self.len());
-        let whole = Arc::new(self);
+    pub fn cut(self, lens: impl IntoIterator<Item = usize>) -> Vec<PooledPart> {
+        let mut whole = Arc::new(self);
+        // Only now, where the buffer stays: moving a box says that nobody else has a pointer into it.
+        let buffer = Arc::get_mut(&mut whole).expect("nobody else has it yet");
+        let (start, len) = (buffer.as_mut_ptr(), buffer.len());
         let mut end = 0;
         let parts = lens.into_iter().map(|part| {
             let at = end;
