@@ -8,11 +8,14 @@
 //! Space is what the files take on the disk, looked at every 20 ms; what is written is what the kernel counts for this
 //! process (`/proc/self/io`). Exits with 1 where a figure misses what is aimed at.
 
+mod common;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use alight::{CompactOptions, Device, Durability, Store};
+use common::Random;
 
 const MIB: u64 = 1 << 20;
 const SHORTEST: u64 = 4 << 10;
@@ -23,22 +26,11 @@ const AT_REST: f64 = 1.35;
 const AT_ANY_TIME: f64 = 2.0;
 const WRITTEN: f64 = 2.0;
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    /// From the shortest to the longest, as likely in each octave.
-    fn length(&mut self) -> u64 {
-        let octaves = (LONGEST / SHORTEST).ilog2() as f64;
-        let place = (self.next() >> 11) as f64 / (1u64 << 53) as f64;
-        (SHORTEST as f64 * (place * octaves).exp2()) as u64
-    }
+/// From the shortest to the longest, as likely in each octave.
+fn length(random: &mut Random) -> u64 {
+    let octaves = (LONGEST / SHORTEST).ilog2() as f64;
+    let place = (random.next() >> 11) as f64 / (1u64 << 53) as f64;
+    (SHORTEST as f64 * (place * octaves).exp2()) as u64
 }
 
 /// Bytes that this process handed to the disk so far.
@@ -70,7 +62,7 @@ fn churn(path: &Path, live_target: u64, rounds: u64) -> Outcome {
     let store = Store::options().create_new(true).durability(Durability::Immediate).open(path).expect("create");
     let mut lengths: Vec<u64> = Vec::new();
     while lengths.iter().sum::<u64>() < live_target {
-        lengths.push(random.length());
+        lengths.push(length(&mut random));
     }
     let done = AtomicBool::new(false);
     // What lives changes with the lengths: the ratio is taken against what lived at that moment.
@@ -95,7 +87,7 @@ fn churn(path: &Path, live_target: u64, rounds: u64) -> Outcome {
                 order.swap(at, (random.next() % (at as u64 + 1)) as usize);
             }
             for key in order {
-                let length = if round == 0 { lengths[key] } else { random.length() };
+                let length = if round == 0 { lengths[key] } else { length(&mut random) };
                 let from = (random.next() % 4096) as usize;
                 let started = Instant::now();
                 store.put(format!("key.{key:06}"), &source[from..from + length as usize]).expect("put");

@@ -12,11 +12,14 @@
 //!
 //! Exits with 1 where the 99th percentile with compaction is more than twice that without.
 
+mod common;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use alight::{Device, Store};
+use common::Random;
 
 const MIB: usize = 1 << 20;
 const READERS: u64 = 2;
@@ -31,19 +34,8 @@ const DYING: usize = 320 * MIB;
 const ALONE: Duration = Duration::from_secs(3);
 const AT_MOST: f64 = 2.0;
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() >> 16) as usize % n
-    }
+fn below(random: &mut Random, n: usize) -> usize {
+    (random.next() >> 16) as usize % n
 }
 
 fn noise(bytes: usize) -> Vec<u8> {
@@ -93,7 +85,7 @@ fn gets(
         let (mut random, mut times) = (Random(number * 7919 + 1), Vec::new());
         let host = Device::host();
         while !done.load(Ordering::Acquire) {
-            let key = format!("{name}.{}", random.below(count));
+            let key = format!("{name}.{}", below(&mut random, count));
             let counts = during.load(Ordering::Acquire);
             let began = Instant::now();
             let got = store.get(&key, &host).expect("every value is there");

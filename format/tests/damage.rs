@@ -5,17 +5,19 @@ mod common;
 use std::ops::Bound::{Included, Unbounded};
 
 use alight_format::{
-    Dtype, EncodedBody, Entry, Frame, HashedKey, IndexEntry, IndexKind, Manifest, PreludeFields, RunId, RunRecord,
-    RunView, Salt, SegmentHeader, SegmentId, SegmentRecord, Seq,
+    Dtype, Entry, Frame, HashedKey, IndexEntry, IndexKind, Manifest, PreludeFields, RunId, RunView, Salt,
+    SegmentHeader, SegmentId, Seq,
 };
-use common::{EVERY, Oracle, PART, STORE, build, build_with, entry, neighbours, oracle};
+use common::{
+    EVERY, Oracle, STORE, build, build_with, entry, few, frame, neighbours, oracle, run_record, segment_record,
+};
 use proptest::prelude::*;
 
 /// Calls `check` with `bytes` after each bit of them was flipped, in turn.
 fn with_each_bit_flipped(bytes: &[u8], mut check: impl FnMut(&[u8], usize)) {
     let mut bytes = bytes.to_vec();
     for at in (0..bytes.len()).step_by(EVERY) {
-        for bit in (0..8).step_by(if cfg!(miri) { 7 } else { 1 }) {
+        for bit in (0..8).step_by(few(1, 7)) {
             bytes[at] ^= 1 << bit;
             check(&bytes, at);
             bytes[at] ^= 1 << bit;
@@ -23,13 +25,11 @@ fn with_each_bit_flipped(bytes: &[u8], mut check: impl FnMut(&[u8], usize)) {
     }
 }
 
-fn frame() -> Vec<u8> {
+fn some_frame() -> Vec<u8> {
     let entries = [
         Entry { crc: 9, attributes: vec![("step".into(), b"7".to_vec())], ..Entry::put(b"a", Dtype::F32, &[2, 3]) },
         Entry::delete(b"b"),
     ];
-    let body = EncodedBody::new(&entries).unwrap();
-    let mut bytes = vec![0; usize::try_from(body.frame_len()).unwrap()];
     let fields = PreludeFields {
         salt: Salt(5),
         offset: 4096,
@@ -41,31 +41,15 @@ fn frame() -> Vec<u8> {
         parts: 1,
         flags: 0,
     };
-    body.write_frame(&fields, &mut bytes);
-    bytes
+    frame(&entries, &fields)
 }
 
-fn manifest() -> Vec<u8> {
-    let segment = SegmentRecord {
-        id: SegmentId(1),
-        salt: Salt(5),
-        end: 8192,
-        previous_digest: 6,
-        sealed: true,
-        live_bytes: 7,
-        blob_bytes: 8,
-        live_values: 1,
-        live_room: 256,
-        values: 2,
-        oldest_put: Seq(3),
-        newest_delete: Seq(4),
-    };
-    let run = RunRecord { id: RunId(1), entries: 2, bytes: 16_384, header_crc: 3 };
+fn some_manifest() -> Vec<u8> {
     let manifest = Manifest {
         next_segment: SegmentId(2),
         next_run: RunId(2),
-        segments: vec![segment],
-        runs: vec![run],
+        segments: vec![segment_record(1, 8192, 6, true)],
+        runs: vec![run_record(1)],
         ..Manifest::new(STORE, 1 << 30)
     };
     manifest.encode().unwrap()
@@ -82,14 +66,14 @@ fn a_flipped_bit_or_a_cut_of_a_segment_header_is_found_out() {
 
 #[test]
 fn a_flipped_bit_or_a_cut_of_a_frame_is_found_out() {
-    let frame = frame();
+    let frame = some_frame();
     with_each_bit_flipped(&frame, |bytes, at| assert!(Frame::decode(bytes).is_err(), "byte {at}"));
     (0..frame.len()).step_by(EVERY).for_each(|cut| assert!(Frame::decode(&frame[..cut]).is_err(), "cut at {cut}"));
 }
 
 #[test]
 fn a_flipped_bit_or_a_cut_of_a_manifest_is_found_out() {
-    let manifest = manifest();
+    let manifest = some_manifest();
     with_each_bit_flipped(&manifest, |bytes, at| assert!(Manifest::decode(bytes).is_err(), "byte {at}"));
     (0..manifest.len())
         .step_by(EVERY)
@@ -98,7 +82,7 @@ fn a_flipped_bit_or_a_cut_of_a_manifest_is_found_out() {
 
 /// Some keys of an oracle and their neighbours, spread over it.
 fn questions(oracle: &Oracle, count: usize) -> Vec<Vec<u8>> {
-    let keys = oracle.keys().step_by(oracle.len().div_ceil(count).max(1));
+    let keys = oracle.keys().step_by(oracle.len().div_ceil(few(count, 2)).max(1));
     keys.flat_map(|key| neighbours(key).into_iter().take(3)).collect()
 }
 
@@ -131,8 +115,8 @@ fn assert_never_wrong(bytes: &[u8], oracle: &Oracle, questions: &[Vec<u8>], cont
 
 #[test]
 fn a_flipped_bit_of_a_run_is_found_out_by_verify_and_never_makes_a_lookup_wrong() {
-    let oracle =
-        oracle((0..250 / u32::from(PART)).map(|number| format!("model.layers.{}.{}", number % 9, number * number)));
+    let count = few(250, 10);
+    let oracle = oracle((0..count).map(|number| format!("model.layers.{}.{}", number % 9, number * number)));
     let (bytes, _) = build(&oracle);
     let questions = questions(&oracle, 5);
     with_each_bit_flipped(&bytes, |bytes, at| {
@@ -140,7 +124,7 @@ fn a_flipped_bit_of_a_run_is_found_out_by_verify_and_never_makes_a_lookup_wrong(
         assert!(found_out, "byte {at}");
     });
     // With a table that has every key, with one that is full, and with one that has hardly any.
-    for expected in [250, 200, 0].map(|expected| expected / u64::from(PART)) {
+    for expected in [count, count * 4 / 5, 0] {
         let (bytes, _) = build_with(&oracle, expected);
         for at in (0..bytes.len()).step_by(EVERY) {
             let mut bytes = bytes.clone();
@@ -152,7 +136,7 @@ fn a_flipped_bit_of_a_run_is_found_out_by_verify_and_never_makes_a_lookup_wrong(
 
 #[test]
 fn a_lookup_asks_for_every_line_and_group_that_its_answer_rests_on() {
-    let oracle = oracle((0..250u32).map(|number| format!("model.layers.{}.{}", number % 9, number * number)));
+    let oracle = oracle((0..few(250u32, 20)).map(|number| format!("model.layers.{}.{}", number % 9, number * number)));
     let (bytes, _) = build(&oracle);
     let header = *RunView::new(&bytes).unwrap().header();
     let lines = header.table_offset as usize..(header.table_offset + 64 * header.table_lines) as usize;
@@ -188,7 +172,7 @@ fn a_wrong_fence_never_makes_a_lookup_wrong() {
     assert!(header.height >= 3);
     let questions = questions(&oracle, 5);
     let fences = header.fences_offset as usize..(header.fences_offset + header.fences_bytes) as usize;
-    for at in fences.step_by(EVERY) {
+    for at in fences.step_by(few(1, 20_011)) {
         let whole = bytes[at];
         for wrong in [whole ^ 1, whole ^ 0x80, 0] {
             bytes[at] = wrong;
@@ -200,7 +184,7 @@ fn a_wrong_fence_never_makes_a_lookup_wrong() {
 
 #[test]
 fn a_part_that_was_right_elsewhere_is_not_right_here() {
-    let oracle = oracle((0..3000 / u32::from(PART)).map(|number| format!("model.layers.{number:05}")));
+    let oracle = oracle((0..few(3000, 120)).map(|number| format!("model.layers.{number:05}")));
     let (bytes, _) = build(&oracle);
     // The same keys with other values, as a run that was deleted would have left them on the disk.
     let changed = |entry: &IndexEntry| match entry.kind {
@@ -210,7 +194,7 @@ fn a_part_that_was_right_elsewhere_is_not_right_here() {
     let changed: Oracle = oracle.iter().map(|(key, entry)| (key.clone(), changed(entry))).collect();
     let (other, _) = common::build_as(&changed, RunId(4));
     assert_eq!(bytes.len(), other.len());
-    let questions = questions(&oracle, 100 / usize::from(PART));
+    let questions = questions(&oracle, 100);
     let blocks = bytes.len() / 4096;
     for to in 1..blocks {
         let place = to * 4096..(to + 1) * 4096;
@@ -226,24 +210,24 @@ fn a_part_that_was_right_elsewhere_is_not_right_here() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 3 } else { 200 }))]
+    #![proptest_config(ProptestConfig::with_cases(few(200, 3)))]
 
     #[test]
     fn fences_of_noise_never_make_a_lookup_wrong(
         noise in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..200),
     ) {
-        let oracle = oracle((0..4000 / u32::from(PART)).map(|number| format!("model.layers.{}.{}", number % 9, number * number)));
+        let oracle = oracle((0..few(4000, 20)).map(|number| format!("model.layers.{}.{}", number % 9, number * number)));
         let (mut bytes, _) = build_with(&oracle, 0);
         let header = *RunView::new(&bytes).unwrap().header();
         let fences = &mut bytes[header.fences_offset as usize..(header.fences_offset + header.fences_bytes) as usize];
         for (at, byte) in noise {
             fences[at.index(fences.len())] = byte;
         }
-        assert_never_wrong(&bytes, &oracle, &questions(&oracle, 50 / usize::from(PART)), || "noise".into());
+        assert_never_wrong(&bytes, &oracle, &questions(&oracle, 50), || "noise".into());
     }
 
     #[test]
-    fn no_bytes_make_a_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..9000)) {
+    fn no_bytes_make_a_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..few(9000, 5000))) {
         let _ = SegmentHeader::decode(&bytes);
         let _ = Frame::decode(&bytes);
         let _ = Manifest::decode(&bytes);

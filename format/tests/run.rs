@@ -9,7 +9,7 @@ use std::ops::Bound::Unbounded;
 use alight_format::{
     FormatError, IndexEntry, RunBuilder, RunBytes, RunError, RunId, RunReader, RunView, SegmentId, Seq,
 };
-use common::{Oracle, PART, STORE, assert_like_oracle, build, build_with, entry, oracle};
+use common::{Oracle, STORE, assert_like_oracle, build, build_with, entry, few, oracle};
 use proptest::prelude::*;
 
 /// A run in a file, which lends nothing and can fail.
@@ -46,12 +46,12 @@ impl RunBytes for Copies {
 
 #[test]
 fn a_run_is_read_through_anything_that_reads() {
-    let oracle = oracle((0..2000 / u32::from(PART)).map(|number| format!("model.layers.{number}")));
+    let oracle = oracle((0..few(2000, 20)).map(|number| format!("model.layers.{number}")));
     let copies = Copies { file: build(&oracle).0, reads: Cell::new(0), trouble: None };
     let run = RunReader::new(&copies).unwrap();
     run.verify().unwrap();
     assert!(run.range(Unbounded).map(Result::unwrap).eq(oracle.values().cloned()));
-    let key = b"model.layers.77".as_slice();
+    let key = b"model.layers.9".as_slice();
     copies.reads.set(0);
     assert_eq!(run.get(key).unwrap().as_ref(), oracle.get(key));
     assert_eq!(copies.reads.get(), 2, "a line of the table, a group");
@@ -67,12 +67,12 @@ fn a_run_is_read_through_anything_that_reads() {
 
 #[test]
 fn a_read_that_fails_or_is_short_is_never_an_answer() {
-    let oracle = oracle((0..2000 / u32::from(PART)).map(|number| format!("model.layers.{number}")));
+    let oracle = oracle((0..few(2000, 20)).map(|number| format!("model.layers.{number}")));
     let mut copies = Copies { file: build_with(&oracle, 0).0, reads: Cell::new(0), trouble: None };
     for (reads, trouble) in (1..11).flat_map(|reads| [(reads, Trouble::Fails), (reads, Trouble::IsShort)]) {
         (copies.reads, copies.trouble) = (Cell::new(0), Some((reads, trouble)));
         let run = RunReader::new(&copies).unwrap();
-        match (run.get(b"model.layers.77").unwrap_err(), trouble) {
+        match (run.get(b"model.layers.9").unwrap_err(), trouble) {
             (RunError::Io("the disk is gone"), Trouble::Fails) => {}
             (RunError::Format(FormatError::Damaged { .. }), Trouble::IsShort) => {}
             (error, _) => panic!("{error}"),
@@ -106,46 +106,46 @@ fn one_entry_is_a_run() {
 
 #[test]
 fn every_key_of_one_byte_is_found() {
-    assert_round_trip(&oracle((0..=255u8).map(|byte| [byte])));
+    assert_round_trip(&oracle((0..=255u8).step_by(few(1, 15)).map(|byte| [byte])));
 }
 
 #[test]
 fn keys_that_begin_one_another_are_told_apart() {
     let longest: Vec<u8> = (0..1024u32).map(|at| (at % 3) as u8).collect();
-    assert_round_trip(&oracle((1..=1024).step_by(usize::from(PART)).map(|len| longest[..len].to_vec())));
-    assert_round_trip(&oracle((1..=1024).step_by(usize::from(PART)).map(|len| vec![0; len])));
-    assert_round_trip(&oracle((1..=1024).step_by(usize::from(PART)).map(|len| vec![255; len])));
+    assert_round_trip(&oracle((1..=1024).step_by(few(1, 93)).map(|len| longest[..len].to_vec())));
+    assert_round_trip(&oracle((1..=1024).step_by(few(1, 93)).map(|len| vec![0; len])));
+    assert_round_trip(&oracle((1..=1024).step_by(few(1, 93)).map(|len| vec![255; len])));
 }
 
 #[test]
 fn keys_of_the_longest_length_that_differ_at_their_end_are_told_apart() {
     let key = |number: u16| [vec![b'p'; 1022], number.to_be_bytes().to_vec()].concat();
-    assert_round_trip(&oracle((0..2000 / PART).map(key)));
+    assert_round_trip(&oracle((0..few(2000, 16)).map(key)));
 }
 
 #[test]
 fn keys_of_the_longest_length_that_share_nothing_are_told_apart() {
     let key = |number: u16| [number.to_be_bytes().to_vec(), vec![(number % 251) as u8; 1022]].concat();
-    assert_round_trip(&oracle((0..2000 / PART).map(key)));
+    assert_round_trip(&oracle((0..few(2000, 16)).map(key)));
     // Every other one short: separators of every length.
     let key = |number: u16| if number.is_multiple_of(2) { key(number) } else { number.to_be_bytes().to_vec() };
-    assert_round_trip(&oracle((0..2000 / PART).map(key)));
+    assert_round_trip(&oracle((0..few(2000, 16)).map(key)));
 }
 
 #[test]
 fn neighbours_that_share_all_but_the_last_byte_of_long_keys_make_long_separators() {
     // Pairs of long keys that share 1023 bytes, and nothing with the next pair: if a pair is parted, by one byte.
     let key = |number: u16| [(number / 2).to_be_bytes().to_vec(), vec![9; 1021], vec![(number % 2) as u8]].concat();
-    assert_round_trip(&oracle((0..4000 / PART).map(key)));
+    assert_round_trip(&oracle((0..few(4000, 16)).map(key)));
 }
 
 #[test]
 fn the_keys_of_a_decoder_are_found() {
     let modules = ["attn.k", "attn.o", "attn.q", "attn.v", "mlp.down", "mlp.gate", "mlp.up", "norm"];
-    let keys = (0..40).flat_map(|layer| {
+    let keys = (0..few(40, 3)).flat_map(|layer| {
         modules
             .iter()
-            .flat_map(move |module| (0..90 / PART).map(move |part| format!("model.layers.{layer}.{module}.{part:06}")))
+            .flat_map(move |module| (0..few(90, 1)).map(move |part| format!("model.layers.{layer}.{module}.{part:06}")))
     });
     assert_round_trip(&oracle(keys));
 }
@@ -161,22 +161,21 @@ fn the_largest_entries_fit() {
         frame_offset: 1 << 60,
         ..entry(&[number; 1024], 0)
     };
-    assert_round_trip(
-        &(0..100).step_by(usize::from(PART)).map(|number| (vec![number; 1024], largest(number))).collect(),
-    );
+    assert_round_trip(&(0..few(100, 4)).map(|number| (vec![number; 1024], largest(number))).collect());
 }
 
 #[test]
 fn a_wrong_expectation_costs_space_or_time_and_no_answer() {
-    let oracle = oracle((0..3000 / u32::from(PART)).map(|number| format!("k{number}")));
-    for expected in [0, 1, 100, 30_000 / u64::from(PART)] {
+    let count = few(3000, 12);
+    let oracle = oracle((0..count).map(|number| format!("k{number}")));
+    for expected in [0, 1, count / 30, 10 * count] {
         assert_like_oracle(&build_with(&oracle, expected).0, &oracle);
     }
 }
 
 #[test]
 fn the_same_entries_make_the_same_bytes() {
-    let oracle = oracle((0..3000 / u32::from(PART)).map(|number| format!("k{number}")));
+    let oracle = oracle((0..few(3000, 30)).map(|number| format!("k{number}")));
     assert_eq!(build(&oracle), build(&oracle));
 }
 
@@ -232,10 +231,10 @@ fn some_key() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 3 } else { 64 }))]
+    #![proptest_config(ProptestConfig::with_cases(few(64, 3)))]
 
     #[test]
-    fn any_run_answers_as_a_map_does(keys in proptest::collection::btree_set(some_key(), 0..1500 / usize::from(PART))) {
+    fn any_run_answers_as_a_map_does(keys in proptest::collection::btree_set(some_key(), 0..few(1500, 9))) {
         assert_round_trip(&oracle(keys));
     }
 }

@@ -9,21 +9,16 @@ use std::fs;
 use std::path::Path;
 
 use alight_format::{
-    Dtype, EncodedBody, Entry, FeatureFlags, Manifest, PAYLOAD_SYNCED, PreludeFields, RunId, RunRecord, Salt,
-    SegmentHeader, SegmentId, SegmentRecord, Seq, limits,
+    Dtype, Entry, FeatureFlags, Manifest, PAYLOAD_SYNCED, PreludeFields, RunId, RunRecord, Salt, SegmentHeader,
+    SegmentId, SegmentRecord, Seq, limits,
 };
-use common::{STORE, build, oracle};
+use common::{STORE, assert_file, build, frame, oracle, run_record, segment_record};
 
 /// The seeds of a target are these, and no others.
 fn assert_seeds(target: &str, seeds: &[(&str, Vec<u8>)]) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
-    if std::env::var_os("ALIGHT_BLESS").is_some() {
-        fs::create_dir_all(&folder).unwrap();
-        seeds.iter().for_each(|(name, bytes)| fs::write(folder.join(name), bytes).unwrap());
-    }
-    for (name, bytes) in seeds {
-        assert!(fs::read(folder.join(name)).is_ok_and(|seed| seed == *bytes), "{target}/{name} is of an older layout");
-    }
+    let folder = format!("fuzz/seeds/{target}");
+    seeds.iter().for_each(|(name, bytes)| assert_file(&format!("{folder}/{name}"), bytes));
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut there: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     there.sort();
     let mut named: Vec<_> = seeds.iter().map(|(name, _)| std::ffi::OsString::from(name)).collect();
@@ -36,13 +31,6 @@ fn segment_headers() {
     let header = SegmentHeader::new(STORE, SegmentId(3), Salt(0x0102_0304_0506_0708));
     let single = SegmentHeader { single_commit: true, ..SegmentHeader::new(STORE, SegmentId(u64::MAX - 1), Salt(0)) };
     assert_seeds("segment_header", &[("shared", header.encode().to_vec()), ("single", single.encode().to_vec())]);
-}
-
-fn frame(entries: &[Entry], payload_len: u64, fields: PreludeFields) -> Vec<u8> {
-    let body = EncodedBody::new(entries).unwrap();
-    let mut bytes = vec![0; usize::try_from(body.frame_len()).unwrap()];
-    body.write_frame(&PreludeFields { payload_len: payload_len.next_multiple_of(4096), ..fields }, &mut bytes);
-    bytes
 }
 
 #[test]
@@ -65,6 +53,9 @@ fn frames() {
         previous_digest: 0x1122_3344,
         flags: PAYLOAD_SYNCED,
         ..fields
+    };
+    let frame = |entries: &[Entry], payload_len: u64, fields| {
+        frame(entries, &PreludeFields { payload_len: payload_len.next_multiple_of(4096), ..fields })
     };
     let put = |key: &[u8], offset| Entry { offset, crc: 7, ..Entry::put(key, Dtype::F32, &[4, 8]) };
     let large = 2 * limits::CHUNK_BYTES + 5;
@@ -92,21 +83,7 @@ fn frames() {
 
 #[test]
 fn manifests() {
-    let segment = |id: u64, sealed| SegmentRecord {
-        id: SegmentId(id),
-        salt: Salt(id * 11),
-        end: 4096 * (id + 1),
-        previous_digest: 0x1234_5678,
-        sealed,
-        live_bytes: 1000 * id,
-        blob_bytes: 2000 * id,
-        live_values: 3 * id,
-        live_room: 1024 * id,
-        values: 4 * id,
-        oldest_put: Seq(5 * id),
-        newest_delete: Seq(6 * id),
-    };
-    let run = |id| RunRecord { id: RunId(id), entries: 10 * id, bytes: 16_384, header_crc: 0xdead_beef };
+    let segment = |id: u64, sealed| segment_record(id, 4096 * (id + 1), 0x1234_5678, sealed);
     let of = |segments: Vec<SegmentRecord>, runs: Vec<RunRecord>, flags| {
         let next_segment = SegmentId(segments.last().map_or(1, |last| last.id.get() + 1));
         let next_run = RunId(runs.iter().map(|run| run.id.get()).max().unwrap_or(0) + 1);
@@ -122,9 +99,12 @@ fn manifests() {
         &[
             ("new", Manifest::new(STORE, 16 << 10).encode().unwrap()),
             ("one_segment", of(vec![segment(1, false)], vec![], none)),
-            ("runs", of(vec![segment(2, true), segment(5, false)], vec![run(9), run(4), run(1)], none)),
-            ("many_segments", of((1..20).map(|id| segment(id, id < 18)).collect(), vec![run(2)], none)),
-            ("unknown_feature", of(vec![segment(1, true)], vec![run(1)], unknown)),
+            (
+                "runs",
+                of(vec![segment(2, true), segment(5, false)], vec![run_record(9), run_record(4), run_record(1)], none),
+            ),
+            ("many_segments", of((1..20).map(|id| segment(id, id < 18)).collect(), vec![run_record(2)], none)),
+            ("unknown_feature", of(vec![segment(1, true)], vec![run_record(1)], unknown)),
         ],
     );
 }

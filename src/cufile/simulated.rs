@@ -75,36 +75,27 @@ static HANDLES: AtomicUsize = AtomicUsize::new(1);
 
 /// A library of its own, opened: its files are not another's.
 pub(crate) fn cufile() -> CuFile {
-    let library = Library { functions: functions(), path: PathBuf::from("/simulated/libcufile.so.0") };
-    opened(library)
+    cufile_that(|_| {})
 }
 
 /// The same on a machine where cuFile has a direct path to whatever there is.
 pub(crate) fn cufile_with_direct_path() -> CuFile {
-    let mut functions = functions();
-    functions.driver_properties = properties_with_direct_path;
-    opened(Library { functions, path: PathBuf::from("/simulated/libcufile.so.0") })
+    cufile_that(|functions| functions.driver_properties = properties_with_direct_path)
 }
 
 /// One that moves no byte of any file: every transfer is cuFile's own failure.
 pub(crate) fn cufile_that_moves_nothing() -> CuFile {
-    let mut functions = functions();
-    (functions.read, functions.write) = (read_nothing, write_nothing);
-    opened(Library { functions, path: PathBuf::from("/simulated/libcufile.so.0") })
+    cufile_that(|functions| (functions.read, functions.write) = (read_nothing, write_nothing))
 }
 
 /// One on a full disk.
 pub(crate) fn cufile_on_a_full_disk() -> CuFile {
-    let mut functions = functions();
-    functions.write = write_to_a_full_disk;
-    opened(Library { functions, path: PathBuf::from("/simulated/libcufile.so.0") })
+    cufile_that(|functions| functions.write = write_to_a_full_disk)
 }
 
 /// One whose writes do not come back before [`let_writes_go_on`]. For one test alone.
 pub(crate) fn cufile_that_gets_stuck() -> CuFile {
-    let mut functions = functions();
-    functions.write = write_and_hang;
-    opened(Library { functions, path: PathBuf::from("/simulated/libcufile.so.0") })
+    cufile_that(|functions| functions.write = write_and_hang)
 }
 
 static STUCK: (Mutex<bool>, Condvar) = (Mutex::new(true), Condvar::new());
@@ -115,7 +106,11 @@ pub(crate) fn let_writes_go_on() {
     STUCK.1.notify_all();
 }
 
-fn opened(library: Library) -> CuFile {
+/// A library of which some functions are changed.
+fn cufile_that(change: impl FnOnce(&mut Functions)) -> CuFile {
+    let mut functions = functions();
+    change(&mut functions);
+    let library = Library { functions, path: PathBuf::from("/simulated/libcufile.so.0") };
     CuFile::of(Driver::open(library, None, Duration::from_secs(60)).expect("the simulated driver opens"))
 }
 

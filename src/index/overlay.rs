@@ -114,7 +114,7 @@ mod tests {
         let mut overlay = Overlay::default();
         let mut oracle: BTreeMap<String, u64> = BTreeMap::new();
         let mut clones = Vec::new();
-        let (puts, keys, apart) = if cfg!(miri) { (400, 300, 80) } else { (20_000u64, 15_000, 4000) };
+        let (puts, keys, apart) = if cfg!(miri) { (150, 110, 30) } else { (20_000u64, 15_000, 4000) };
         for n in 0..puts {
             let key = format!("layers.{}", n.wrapping_mul(0x9e37_79b9) % keys);
             overlay.insert(entry(&key, n + 1));

@@ -201,7 +201,7 @@ impl Metrics {
     /// All of it in the text format of Prometheus. Routes that served nothing are left out.
     pub fn prometheus(&self) -> String {
         let mut text = prometheus::Text::new("alight_store_");
-        for (name, help, value) in [
+        let counters = [
             ("commits_total", "Commits acknowledged.", self.commits),
             ("put_bytes_total", "Bytes of payload committed.", self.bytes_put),
             ("gets_total", "Values read.", self.gets),
@@ -226,9 +226,8 @@ impl Metrics {
             ("punched_bytes_total", "Bytes given back inside segments that stay.", self.bytes_punched),
             ("compacted_bytes_total", "Bytes of values copied by compaction.", self.bytes_compacted),
             ("keys_evicted_total", "Keys evicted to make room.", self.keys_evicted),
-        ] {
-            text.put_one(name, "counter", help, value);
-        }
+        ];
+        text.put_all("counter", counters);
         let by_way = [
             ("direct", self.bytes_direct),
             ("buffered", self.bytes_buffered),

@@ -39,6 +39,17 @@ impl Text {
         self.put(name, kind, help, [(String::new(), value)]);
     }
 
+    /// Metrics of one kind and of one value each: name, help, value.
+    pub(crate) fn put_all<'n, V: Display>(
+        &mut self,
+        kind: &str,
+        metrics: impl IntoIterator<Item = (&'n str, &'n str, V)>,
+    ) {
+        for (name, help, value) in metrics {
+            self.put_one(name, kind, help, value);
+        }
+    }
+
     /// All of it.
     pub(crate) fn finish(self) -> String {
         self.text

@@ -54,16 +54,19 @@ mod tests {
 
     #[test]
     fn every_file_has_a_stretch_of_its_own_until_the_line_is_full() {
-        let mut line = Line::new();
-        assert_eq!(line.file_at(0), None);
-        for file in 0..FILES_MAX as u32 {
+        assert_eq!(Line::<u32>::new().file_at(0), None);
+        // Miri takes minutes for all of them, so there it begins with a line that is nearly full.
+        let first = if cfg!(miri) { FILES_MAX as u32 - 50 } else { 0 };
+        let mut line = Line { starts: HashMap::new(), files: (0..first).collect() };
+        for file in first..FILES_MAX as u32 {
             let start = line.start_of(file).unwrap();
             assert!(start.checked_add(STRETCH_BYTES).is_some() && start.is_multiple_of(1 << 30));
             assert_eq!(line.file_at(start), Some((file, 0)));
             assert_eq!(line.file_at(start + STRETCH_BYTES - 1), Some((file, STRETCH_BYTES - 1)));
             assert_eq!(line.start_of(file), Some(start));
         }
-        assert_eq!((line.start_of(u32::MAX), line.start_of(7)), (None, Some(7 * STRETCH_BYTES)));
+        assert_eq!(line.start_of(u32::MAX), None);
+        assert_eq!(line.start_of(first + 7), Some(u64::from(first + 7) * STRETCH_BYTES));
         assert_eq!(line.file_at(u64::MAX), None);
     }
 }

@@ -43,8 +43,22 @@ fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> threa
     thread::Builder::new().stack_size(64 << 10).spawn(work).unwrap()
 }
 
+fn create(sim: &SimStorage) -> Store {
+    options(sim).create_new(true).open(Path::new("/store")).unwrap()
+}
+
 fn get(store: &Store, key: &str) -> Vec<u8> {
     store.get(key, &Device::host()).unwrap().to_host().unwrap()
+}
+
+/// The same beside what else is done.
+fn get_beside(store: &Store, key: &'static str) -> thread::JoinHandle<Vec<u8>> {
+    let store = store.clone();
+    beside(move || get(&store, key))
+}
+
+fn flush(store: &Store, occasion: Occasion) {
+    store.core().unwrap().flush_counted(occasion).unwrap();
 }
 
 fn put_all(store: &Store, values: &[(&str, &[u8])]) {
@@ -62,18 +76,14 @@ const KEPT: &[u8] = &[3; 16_000];
 #[test]
 fn what_a_reader_took_stays_while_its_segment_is_given_back() {
     every_way(3, || {
-        let sim = SimStorage::new();
-        let store = options(&sim).create_new(true).open(Path::new("/store")).unwrap();
+        let store = create(&SimStorage::new());
         store.put("k", OLD).unwrap();
-        let reader = {
-            let store = store.clone();
-            beside(move || get(&store, "k"))
-        };
+        let reader = get_beside(&store, "k");
         store.put("k", NEW).unwrap();
-        store.core().unwrap().flush_counted(Occasion::Space).unwrap();
+        flush(&store, Occasion::Space);
         let got = reader.join().unwrap();
         assert!(got == OLD || got == NEW);
-        store.core().unwrap().flush_counted(Occasion::Space).unwrap();
+        flush(&store, Occasion::Space);
         assert_eq!(store.stat().unwrap().pinned_bytes, 0, "nobody holds what died any more");
         assert_eq!(store.metrics().segments_removed, 1);
         store.abandon();
@@ -83,15 +93,11 @@ fn what_a_reader_took_stays_while_its_segment_is_given_back() {
 #[test]
 fn what_a_reader_took_stays_while_holes_are_punched() {
     every_way(3, || {
-        let sim = SimStorage::new();
-        let store = options(&sim).create_new(true).open(Path::new("/store")).unwrap();
+        let store = create(&SimStorage::new());
         put_all(&store, &[("k", OLD), ("l", KEPT)]);
-        let reader = {
-            let store = store.clone();
-            beside(move || get(&store, "k"))
-        };
+        let reader = get_beside(&store, "k");
         store.put("k", NEW).unwrap();
-        store.core().unwrap().flush_counted(Occasion::Space).unwrap();
+        flush(&store, Occasion::Space);
         let got = reader.join().unwrap();
         assert!(got == OLD || got == NEW);
         store.core().unwrap().reclaim().unwrap();
@@ -104,15 +110,11 @@ fn what_a_reader_took_stays_while_holes_are_punched() {
 #[test]
 fn what_a_reader_took_stays_while_it_is_moved() {
     every_way(2, || {
-        let sim = SimStorage::new();
-        let store = options(&sim).create_new(true).open(Path::new("/store")).unwrap();
+        let store = create(&SimStorage::new());
         // What dies of it lies in two places, each too short for a hole.
         put_all(&store, &[("a", &OLD[..12_000]), ("b", &KEPT[..12_000]), ("c", &OLD[..12_000])]);
         put_all(&store, &[("a", &NEW[..100]), ("c", &NEW[..100])]);
-        let reader = {
-            let store = store.clone();
-            beside(move || get(&store, "b"))
-        };
+        let reader = get_beside(&store, "b");
         let compacted = store.compact(&CompactOptions::default(), |_| {}).unwrap();
         assert_eq!(compacted.bytes_copied, 12_000);
         assert_eq!(reader.join().unwrap(), &KEPT[..12_000]);
@@ -129,7 +131,7 @@ fn what_a_reader_took_stays_while_it_is_moved() {
 fn no_commit_is_lost_while_the_index_is_written_out() {
     every_way(3, || {
         let sim = SimStorage::new();
-        let store = options(&sim).create_new(true).open(Path::new("/store")).unwrap();
+        let store = create(&sim);
         store.put("first", b"0").unwrap();
         let committer = {
             let store = store.clone();
@@ -138,7 +140,7 @@ fn no_commit_is_lost_while_the_index_is_written_out() {
                 assert_eq!(get(&store, "beside"), b"1", "it returned");
             })
         };
-        store.core().unwrap().flush_counted(Occasion::Full).unwrap();
+        flush(&store, Occasion::Full);
         store.put("last", b"2").unwrap();
         committer.join().unwrap();
         let check = |store: &Store| ["first", "beside", "last"].map(|key| get(store, key)[0]);
@@ -156,20 +158,17 @@ fn no_commit_is_lost_while_the_index_is_written_out() {
 fn what_a_reader_elsewhere_sees_stays_while_it_moves_on() {
     every_way(2, || {
         let sim = SimStorage::new();
-        let store = options(&sim).create_new(true).open(Path::new("/store")).unwrap();
+        let store = create(&sim);
         store.put("k", OLD).unwrap();
-        store.core().unwrap().flush_counted(Occasion::Full).unwrap();
+        flush(&store, Occasion::Full);
         let elsewhere = options(&sim).read_only(true).open(Path::new("/store")).unwrap();
-        let reader = {
-            let elsewhere = elsewhere.clone();
-            beside(move || get(&elsewhere, "k"))
-        };
+        let reader = get_beside(&elsewhere, "k");
         let refresher = {
             let elsewhere = elsewhere.clone();
             beside(move || elsewhere.refresh().unwrap())
         };
         store.put("k", NEW).unwrap();
-        store.core().unwrap().flush_counted(Occasion::Space).unwrap();
+        flush(&store, Occasion::Space);
         let got = reader.join().unwrap();
         assert!(got == OLD || got == NEW);
         let moved = refresher.join().unwrap();
@@ -188,12 +187,12 @@ fn what_a_reader_elsewhere_sees_stays_while_it_moves_on() {
 fn what_a_reader_elsewhere_sees_stays_from_its_opening_on() {
     every_way(3, || {
         let sim = SimStorage::new();
-        let store = options(&sim).create_new(true).open(Path::new("/store")).unwrap();
+        let store = create(&sim);
         put_all(&store, &[("k", OLD), ("l", KEPT)]);
-        store.core().unwrap().flush_counted(Occasion::Full).unwrap();
+        flush(&store, Occasion::Full);
         let writer = beside(move || {
             store.put("k", NEW).unwrap();
-            store.core().unwrap().flush_counted(Occasion::Space).unwrap();
+            flush(&store, Occasion::Space);
             store.abandon();
         });
         let elsewhere = options(&sim).read_only(true).open(Path::new("/store")).unwrap();

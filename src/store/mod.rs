@@ -15,6 +15,8 @@ mod compact;
 mod core;
 mod distrust;
 mod entropy;
+#[cfg(test)]
+mod fixtures;
 mod flush;
 mod frames;
 mod gather;

@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Weak};
 
 use alight_format::{EntryKind, IndexKind, Manifest, SegmentId, SegmentRecord, limits};
@@ -101,6 +101,9 @@ impl Reclaim {
     /// The oldest epoch of which a version is held; the current one where no earlier is.
     fn oldest_epoch(&mut self) -> u64 {
         self.earlier.retain(|(_, hold)| hold.strong_count() > 0);
+        // Reading a count orders nothing by itself. With this, what the holders of a version read before they let go of it
+        // comes before what is done to their files from here on, on every processor.
+        fence(Ordering::Acquire);
         self.earlier.front().map_or(self.epoch, |&(number, _)| number)
     }
 
@@ -304,7 +307,35 @@ fn gaps(payload: Range<u64>, mut alive: Vec<Range<u64>>, holes: &mut Vec<Range<u
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU64;
+    use std::thread;
+
     use super::*;
+
+    /// Red under Miri, which shows what a processor may do, where the counts alone are looked at.
+    #[test]
+    fn whoever_finds_an_epoch_let_go_of_finds_done_what_its_holders_did() {
+        for _ in 0..30 {
+            let hold: Hold = Arc::new(Epoch(0));
+            let mut reclaim = Reclaim { epoch: 1, earlier: [(0, Arc::downgrade(&hold))].into(), ..Reclaim::default() };
+            // Somebody else who asks, or else the end of the count's own memory would order the same, mostly.
+            let _asks = Arc::downgrade(&hold);
+            let done = Arc::new([const { AtomicU64::new(0) }; 2]);
+            let holders = [0, 1].map(|holder| {
+                let (hold, done) = (Arc::clone(&hold), Arc::clone(&done));
+                thread::spawn(move || {
+                    done[holder].store(1, Ordering::Relaxed);
+                    drop(hold);
+                })
+            });
+            drop(hold);
+            while reclaim.oldest_epoch() == 0 {
+                thread::yield_now();
+            }
+            assert_eq!([0, 1].map(|holder| done[holder].load(Ordering::Relaxed)), [1, 1]);
+            holders.into_iter().for_each(|holder| holder.join().unwrap());
+        }
+    }
 
     #[test]
     fn holes_are_whole_blocks_between_what_lives() {

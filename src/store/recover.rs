@@ -343,7 +343,7 @@ mod tests {
     #[test]
     fn every_short_history_is_decided_as_the_rule_says() {
         for covered in [0, 1, 9] {
-            for len in 0..=if cfg!(miri) { 4 } else { 7u64 } {
+            for len in 0..=if cfg!(miri) { 3 } else { 7u64 } {
                 for present in 0..1u32 << len {
                     for believed in 0..1u32 << len {
                         for synced in 0..=len + 1 {

@@ -72,7 +72,7 @@ impl Stat {
     /// counters.
     pub fn prometheus(&self) -> String {
         let mut text = prometheus::Text::new("alight_store_");
-        for (name, help, value) in [
+        let sizes = [
             ("format_version", "The version of the format on disk.", u64::from(self.format_version)),
             ("last_commit", "The number of the last commit.", self.last_commit),
             ("index_entries", "Entries of the index, old ones counted.", self.index_entries),
@@ -85,9 +85,8 @@ impl Stat {
             ("snapshots", "Snapshots that are held in this process.", self.snapshots.len() as u64),
             ("file_bytes", "The lengths of all files.", self.file_bytes),
             ("disk_bytes", "What the files take on the disk.", self.disk_bytes),
-        ] {
-            text.put_one(name, "gauge", help, value);
-        }
+        ];
+        text.put_all("gauge", sizes);
         text.finish()
     }
 

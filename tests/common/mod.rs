@@ -7,6 +7,7 @@ pub mod history;
 pub mod interposed;
 pub mod model;
 pub mod rebuild;
+pub mod sabotages;
 pub mod strikes;
 pub mod tiny;
 

@@ -15,6 +15,9 @@ mod oracle;
 #[path = "../common/rebuild.rs"]
 mod rebuild;
 mod sabotage;
+#[expect(unreachable_pub, reason = "other tests share it")]
+#[path = "../common/sabotages.rs"]
+mod sabotages;
 #[expect(unreachable_pub, dead_code, reason = "other tests share it")]
 #[path = "../common/tiny.rs"]
 mod tiny;

@@ -11,6 +11,7 @@ use alight::storage::sim::{Call, Event, OpKind, Sabotage, SimStorage, Trace};
 use alight_format::{EncodedBody, EntryKind, Frame, PRELUDE_BYTES, Prelude, SegmentHeader, crc32};
 
 use crate::harness::{Look, Run, look};
+use crate::sabotages::sabotages;
 use crate::workloads::{
     ALL, calls_to_be_killed_at, compaction, killed_at, long_keys, punching_what_nothing_vouches_for,
 };
@@ -36,26 +37,9 @@ fn expect_red(removed: &str, sabotage: Sabotage, closely: &Look<'_>, workloads: 
     }
 }
 
-fn no_file_sync(suffix: &str) -> Sabotage {
-    Sabotage { ignore_file_sync: Some(suffix.into()), ..Sabotage::default() }
-}
-
-fn no_dir_sync(suffix: &str) -> Sabotage {
-    Sabotage { ignore_dir_sync: Some(suffix.into()), ..Sabotage::default() }
-}
-
 #[test]
 fn without_any_one_kind_of_sync_the_simulation_goes_red() {
-    for (removed, sabotage) in [
-        ("the syncs of segments", no_file_sync(".seg")),
-        ("the syncs of index runs", no_file_sync(".idx.tmp")),
-        ("the syncs of manifests", no_file_sync("MANIFEST.tmp")),
-        ("the syncs of the directory above the store", no_dir_sync("/")),
-        ("the syncs of the store's directory", no_dir_sync("/store")),
-        ("the syncs of the directory of segments", no_dir_sync("/segments")),
-        ("the syncs of the directory of index runs", no_dir_sync("/index")),
-        ("the atomicity of renames", Sabotage { rename_not_atomic: true, ..Sabotage::default() }),
-    ] {
+    for (removed, sabotage) in sabotages() {
         expect_red(removed, sabotage, &Look::quick(), ALL);
     }
 }

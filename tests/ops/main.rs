@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use alight::storage::sim::Sabotage;
 use common::bytes;
+use common::sabotages::sabotages;
 use parking_lot::Mutex;
 use play::{Tally, play};
 use script::{STEPS_MAX, Script};
@@ -108,18 +109,7 @@ fn the_fuzzers_seeds_keep_the_promises() {
 /// The harness can see: with any one kind of sync taken away, a few scripts are enough to find a promise broken.
 #[test]
 fn on_a_disk_that_forgets_syncs_a_broken_promise_is_found() {
-    let no_file_sync = |suffix: &str| Sabotage { ignore_file_sync: Some(suffix.into()), ..Sabotage::default() };
-    let no_dir_sync = |suffix: &str| Sabotage { ignore_dir_sync: Some(suffix.into()), ..Sabotage::default() };
-    for (removed, sabotage) in [
-        ("the syncs of segments", no_file_sync(".seg")),
-        ("the syncs of index runs", no_file_sync(".idx.tmp")),
-        ("the syncs of manifests", no_file_sync("MANIFEST.tmp")),
-        ("the syncs of the directory above the store", no_dir_sync("/")),
-        ("the syncs of the store's directory", no_dir_sync("/store")),
-        ("the syncs of the directory of segments", no_dir_sync("/segments")),
-        ("the syncs of the directory of index runs", no_dir_sync("/index")),
-        ("the atomicity of renames", Sabotage { rename_not_atomic: true, ..Sabotage::default() }),
-    ] {
+    for (removed, sabotage) in sabotages() {
         let found = (0..5000).find_map(|seed| judge(&input(seed), &sabotage).err().map(|wrong| (seed, wrong)));
         let (seed, wrong) = found.unwrap_or_else(|| panic!("without {removed} no script finds anything"));
         println!("without {removed}, script {seed}: {}", wrong.lines().next().unwrap_or_default());

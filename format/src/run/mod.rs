@@ -110,7 +110,10 @@ fn damaged(what: &'static str, offset: u64) -> FormatError {
 
 /// The length of the longest common prefix.
 fn common_prefix(a: &[u8], b: &[u8]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+    // Eight bytes at a time: keys of one model begin alike, and may be long.
+    let words = a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0).take_while(|(a, b)| a == b).count();
+    let (a, b) = (&a[8 * words..], &b[8 * words..]);
+    8 * words + a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 /// The shortest key that is above `last` and not above `next`: what separates the block that `last` ends from the one that
@@ -127,6 +130,17 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_common_prefix_ends_where_the_first_byte_differs_or_the_shorter_ends() {
+        let a: Vec<u8> = (0..40).collect();
+        for len in 0..=a.len() {
+            assert_eq!((common_prefix(&a, &a[..len]), common_prefix(&a[..len], &a)), (len, len));
+            let mut b = a.clone();
+            b[len..].iter_mut().for_each(|byte| *byte ^= 1);
+            assert_eq!(common_prefix(&a, &b), len);
+        }
+    }
 
     #[test]
     fn a_separator_is_above_the_last_key_and_not_above_the_next() {

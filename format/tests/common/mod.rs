@@ -3,19 +3,68 @@
 #![allow(dead_code, reason = "each suite uses some of it")]
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 
 use alight_format::{
-    Dtype, FinishedRun, FormatError, HashedKey, IndexEntry, IndexKind, RunBuilder, RunId, RunView, SegmentId, Seq,
-    StoreId,
+    Dtype, EncodedBody, Entry, FinishedRun, FormatError, HashedKey, IndexEntry, IndexKind, PreludeFields, RunBuilder,
+    RunId, RunRecord, RunView, Salt, SegmentId, SegmentRecord, Seq, StoreId,
 };
 
-/// Miri is some thousand times slower: of what is asked for by the thousand, it gets this part.
-pub(crate) const PART: u16 = if cfg!(miri) { 25 } else { 1 };
+/// So many; under Miri, which is some thousand times slower, as few as the second number says.
+pub(crate) const fn few<N: Copy>(count: N, under_miri: N) -> N {
+    if cfg!(miri) { under_miri } else { count }
+}
 
-/// And of damages to every byte, every so many-th.
-pub(crate) const EVERY: usize = if cfg!(miri) { 4001 } else { 1 };
+/// Of damages to every byte, every so many-th.
+pub(crate) const EVERY: usize = few(1, 4001);
 
 pub(crate) const STORE: StoreId = StoreId(*b"a store's 16 IDs");
+
+/// Asserts that a file below this crate has these bytes. Writes it first where `ALIGHT_BLESS` asks for that.
+pub(crate) fn assert_file(name: &str, bytes: &[u8]) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    if std::env::var_os("ALIGHT_BLESS").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, bytes).unwrap();
+    }
+    let expected = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    if expected != bytes {
+        let differs = expected.iter().zip(bytes).take_while(|(a, b)| a == b).count();
+        panic!("{name} differs from byte {differs} on");
+    }
+}
+
+/// The bytes of a frame.
+pub(crate) fn frame(entries: &[Entry], fields: &PreludeFields) -> Vec<u8> {
+    let body = EncodedBody::new(entries).unwrap();
+    let mut bytes = vec![0; usize::try_from(body.frame_len()).unwrap()];
+    body.write_frame(fields, &mut bytes);
+    bytes
+}
+
+/// A segment as a manifest has it, all of whose accounts follow from its number.
+pub(crate) fn segment_record(id: u64, end: u64, previous_digest: u32, sealed: bool) -> SegmentRecord {
+    SegmentRecord {
+        id: SegmentId(id),
+        salt: Salt(id * 11),
+        end,
+        previous_digest,
+        sealed,
+        live_bytes: 1000 * id,
+        blob_bytes: 2000 * id,
+        live_values: 3 * id,
+        live_room: 1024 * id,
+        values: 4 * id,
+        oldest_put: Seq(5 * id),
+        newest_delete: Seq(6 * id),
+    }
+}
+
+/// An index run, likewise.
+pub(crate) fn run_record(id: u64) -> RunRecord {
+    RunRecord { id: RunId(id), entries: 10 * id, bytes: 16_384, header_crc: 0xdead_beef }
+}
 
 /// Entries by key, which is what a run must behave like.
 pub(crate) type Oracle = BTreeMap<Vec<u8>, IndexEntry>;
@@ -104,7 +153,7 @@ pub(crate) fn assert_like_oracle(bytes: &[u8], oracle: &Oracle) {
     assert_eq!(run.max_seq(), oracle.values().map(|entry| entry.seq).max().unwrap_or(Seq::ZERO));
     let all: Vec<IndexEntry> = run.range(Unbounded).map(Result::unwrap).collect();
     assert!(all.iter().eq(oracle.values()));
-    let questions = oracle.len().div_ceil(if cfg!(miri) { 4 } else { 500 }).max(1);
+    let questions = oracle.len().div_ceil(few(500, 2)).max(1);
     for key in oracle.keys().step_by(questions).flat_map(|key| neighbours(key)).chain([vec![], vec![255; 1024]]) {
         assert_eq!(run.get(&key).unwrap().as_ref(), oracle.get(&key), "{key:?}");
         let kind = run.kind(&HashedKey::new(&key)).unwrap();

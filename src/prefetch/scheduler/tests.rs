@@ -339,7 +339,7 @@ proptest! {
     #[test]
     fn any_calls_are_answered_as_the_model_does(
         slots in 1usize..6, extent in 1u64..6, distance in 0u64..20, file_len in 0u64..400,
-        steps in prop::collection::vec(step(), 1..200),
+        steps in prop::collection::vec(step(), 1..if cfg!(miri) { 40 } else { 200 }),
     ) {
         let (extent, distance) = (extent * 4, distance * 4);
         let mut scheduler = scheduler(slots, extent, distance);

@@ -9,11 +9,8 @@ use crate::cufile::simulated as library;
 use crate::device::simulated::Simulated;
 use crate::device::{Device, simulated_gpu};
 use crate::io::direct::CuFileTransport;
+use crate::store::fixtures::value;
 use crate::{Dtype, RouteChoice, Store, StoreOptions, Tensor};
-
-fn value(seed: u64, len: u64) -> Vec<u8> {
-    (0..len).map(|at| (at * 31 + at / 255 + seed) as u8).collect()
-}
 
 fn tensor(value: &[u8], device: &Device) -> Tensor {
     Tensor::from_host(Dtype::U8, &[value.len() as u64], value, device).unwrap()
@@ -26,7 +23,7 @@ fn options(route: RouteChoice, cufile: CuFileTransport) -> StoreOptions {
 }
 
 /// Large ones that end in a block and inside one, with small ones between that share the block.
-const LENGTHS: [u64; 8] = [9 << 20, 300, (8 << 20) + 777, 77, 5 << 20, (8 << 20) + 4096, 8 << 20, 100];
+const LENGTHS: [usize; 8] = [9 << 20, 300, (8 << 20) + 777, 77, 5 << 20, (8 << 20) + 4096, 8 << 20, 100];
 
 /// The bytes of those that cuFile may write: their whole blocks.
 const WHOLE: u64 = (9 << 20) + (8 << 20) + (8 << 20) + 4096 + (8 << 20);

@@ -10,27 +10,17 @@ use crate::device::simulated::Simulated;
 use crate::io::fixtures::StuckStorage;
 use crate::metrics::{LastRead, ReadRoute, RouteReason};
 use crate::storage::Storage;
-use crate::storage::sim::{Abilities, Fault, FaultKind, OpKind, SimStorage};
-use crate::{CompactOptions, Error, Maintenance, Store, StoreOptions, Tensor};
+use crate::storage::sim::{Abilities, Fault, FaultKind, OpKind};
+use crate::store::fixtures::{self, disk, value};
+use crate::{CompactOptions, Error, Store, StoreOptions, Tensor};
 
 const LEN: usize = 16 << 10;
 /// Four values.
 const SLOT: u64 = 64 << 10;
 const CONFIG: PrefetchConfig = PrefetchConfig { slots: 4, slot_bytes: SLOT, distance_bytes: 3 * SLOT };
 
-fn value(seed: usize, len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at * 31 + at / 255 + seed * 7) as u8).collect()
-}
-
-fn disk() -> SimStorage {
-    let disk = SimStorage::new();
-    disk.stop_recording();
-    disk
-}
-
 fn options(disk: impl Storage + 'static) -> StoreOptions {
-    let options = Store::options().create(true).storage(Arc::new(disk)).maintenance(Maintenance::Inline);
-    options.segment_bytes(16 << 20).prefetch(CONFIG)
+    fixtures::options(disk).segment_bytes(16 << 20).prefetch(CONFIG)
 }
 
 /// `count` values of [`LEN`] bytes side by side, from key `first` on.

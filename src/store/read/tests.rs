@@ -12,11 +12,8 @@ use crate::io::direct::CuFileTransport;
 use crate::io::fixtures::StuckStorage;
 use crate::metrics::{LastRead, ReadRoute, RouteReason};
 use crate::storage::sim::SimStorage;
+use crate::store::fixtures::value;
 use crate::{Error, Maintenance, RouteChoice, Store, StoreOptions};
-
-fn value(seed: u64, len: u64) -> Vec<u8> {
-    (0..len).map(|at| (at * 31 + at / 255 + seed) as u8).collect()
-}
 
 /// A closed store of three values, two of them large.
 fn store(folder: &Path) -> (PathBuf, [Vec<u8>; 3]) {

@@ -9,21 +9,12 @@ use crate::device::simulated::Simulated;
 use crate::io::fixtures::StuckStorage;
 use crate::io::lanes::lanes_for;
 use crate::storage::Storage;
-use crate::storage::sim::{Fault, FaultKind, OpKind, SimStorage};
-use crate::{CompactOptions, Maintenance, Store, StoreOptions};
-
-fn value(seed: usize, len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at * 31 + at / 255 + seed * 7) as u8).collect()
-}
-
-fn disk() -> SimStorage {
-    let disk = SimStorage::new();
-    disk.stop_recording();
-    disk
-}
+use crate::storage::sim::{Fault, FaultKind, OpKind};
+use crate::store::fixtures::{self, disk, value};
+use crate::{CompactOptions, Store, StoreOptions};
 
 fn options(disk: impl Storage + 'static) -> StoreOptions {
-    Store::options().create(true).storage(Arc::new(disk)).maintenance(Maintenance::Inline).segment_bytes(1 << 20)
+    fixtures::options(disk).segment_bytes(1 << 20)
 }
 
 /// Values of these lengths, some in one commit.
