@@ -694,9 +694,6 @@ fn threads_that_share_a_failure_lose_nothing_that_was_acknowledged() {
                     let told = format!("{kind:?} of call {nth}, from then on: {from_then_on}");
                     assert_eq!(contents(&store).unwrap(), good, "{told}: what is visible is what was acknowledged");
                     store.abandon();
-                    if std::env::var_os("DBG").is_some() {
-                        eprintln!("{}", sim.trace());
-                    }
                     let holds = |sim: &SimStorage, what: &str| {
                         let store = options(sim).open(PATH).unwrap_or_else(|error| panic!("{told}, {what}: {error}"));
                         let found = contents(&store).unwrap();
