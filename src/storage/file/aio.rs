@@ -232,16 +232,16 @@ fn moved(answer: io::Result<usize>) -> io::Result<usize> {
     })
 }
 
-/// Writes parts as they come, several at a time; `plainly` writes all of some bytes by a call of its own. Where it fails,
-/// nothing is on its way any more.
+/// Writes parts as they come, several at a time where there is a file for direct transfers; `plainly` writes all of some bytes by a
+/// call of its own. Where it fails, nothing is on its way any more.
 pub(super) fn write_parts(
-    file: &File,
+    file: Option<&File>,
     parts: &mut dyn Iterator<Item = Part>,
     plainly: impl Fn(&[u8], u64) -> io::Result<()>,
 ) -> io::Result<()> {
     // Dropped after the flight: what is in it is written from.
     let mut under_way: [Option<Part>; DEPTH] = [const { None }; DEPTH];
-    let Some(mut flight) = Flight::new(file) else {
+    let Some(mut flight) = file.and_then(Flight::new) else {
         for part in parts {
             plainly(&part.bytes, part.offset)?;
         }

@@ -160,15 +160,7 @@ impl StorageFile for FileHandle {
 
     fn write_parts_at(&self, parts: &mut dyn Iterator<Item = Part>) -> io::Result<()> {
         let plainly = |bytes: &[u8], offset| write_all_at(self, bytes, offset, Caching::Direct);
-        match self.direct_file() {
-            Some(file) => aio::write_parts(file, parts, plainly),
-            None => {
-                for part in parts {
-                    plainly(&part.bytes, part.offset)?;
-                }
-                Ok(())
-            }
-        }
+        aio::write_parts(self.direct_file(), parts, plainly)
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
