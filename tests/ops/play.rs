@@ -76,10 +76,17 @@ struct Player {
 pub(crate) fn play(script: &Script, sabotage: &Sabotage) -> Result<Tally, String> {
     let mut player = Player::new(script.setting, sabotage)?;
     let outcome = player.play(script);
-    if outcome.is_err() && std::env::var_os("ALIGHT_OPS_TRACE").is_some() {
-        eprintln!("{}", player.sim.trace());
+    if outcome.is_err() {
+        print_trace(&player.sim);
     }
     outcome
+}
+
+/// Prints every call of a disk, for who asked for it.
+fn print_trace(sim: &SimStorage) {
+    if std::env::var_os("ALIGHT_OPS_TRACE").is_some() {
+        eprintln!("{}", sim.trace());
+    }
 }
 
 impl Player {
@@ -524,6 +531,9 @@ impl Player {
             }
             Err(error) => self.excuse_write("a close", &error)?,
         }
+        if self.is_unwarned() {
+            return self.cut_the_power(Loss::Nothing);
+        }
         self.open_again()
     }
 
@@ -547,7 +557,7 @@ impl Player {
         let trace = self.sim.trace();
         let walker = trace.walk_to(trace.len());
         let choice = loss.choice(walker.pending().len());
-        self.sim = walker.materialize(&choice);
+        let before = std::mem::replace(&mut self.sim, walker.materialize(&choice));
         self.sim.start_recording();
         self.furnish();
         self.full = false;
@@ -558,7 +568,10 @@ impl Player {
         let opened = self.check_backups().and_then(|()| self.open_again());
         // What is not there now is nowhere.
         self.model.failed.clear();
-        opened.map_err(|wrong| format!("after a power cut: {wrong}\n{}", walker.explain(&choice)))
+        opened.map_err(|wrong| {
+            print_trace(&before);
+            format!("after a power cut: {wrong}\n{}", walker.explain(&choice))
+        })
     }
 
     /// Whether a sync failed of which the next opening learns nothing, since the note could not be left either: only a
