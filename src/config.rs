@@ -72,9 +72,10 @@ pub(crate) const READ_THREADS_MAX: usize = 16;
 /// it is checked and copied on.
 pub(crate) const READ_BYTES: usize = 1 << 20;
 
-/// A value of about one read is read in parts of this length, one behind the other: nearly as fast as in one, and the first is
-/// checked while the second is on its way. Two for a mebibyte, the shorter one last, since nothing hides its check.
-pub(crate) const READ_PART_BYTES: usize = 640 << 10;
+/// A value of about one read is read in two parts, one behind the other, as fast as in one: the first, this part of it, is checked
+/// while the second is on its way. Checking 1 MiB takes some 60 µs, an eighth of it has come by then, and nothing hides the check
+/// of the second: seven eighths were faster than any other part (by 15 % than five).
+pub(crate) const READ_FIRST_PART: (u64, u64) = (7, 8);
 
 /// How long a large read may go without any progress: far longer than any healthy disk takes for a mebibyte.
 pub(crate) const READ_DEADLINE: Duration = Duration::from_secs(60);

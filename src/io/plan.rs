@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use alight_format::{SegmentId, limits};
 
-use crate::config::{READ_BYTES, READ_PART_BYTES};
+use crate::config::{READ_BYTES, READ_FIRST_PART};
 
 /// The bytes of one value on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,9 +55,9 @@ pub(crate) struct ReadPlan {
     /// Where each extent begins in the arena, in the order they were given.
     pub(crate) arena_offsets: Vec<u64>,
     pub(crate) arena_bytes: u64,
-    /// Whether the reads are [parts](READ_PART_BYTES) of one range, which one thread reads: while one is being checked, the next
-    /// is on its way. More threads would take longer to start than they save.
-    pub(crate) in_parts: bool,
+    /// Where the reads are [parts](READ_FIRST_PART) of one range, which one thread reads: how long each is but the last. While one
+    /// is being checked, the next is on its way. More threads would take longer to start than they save.
+    pub(crate) part_bytes: Option<usize>,
 }
 
 impl ReadPlan {
@@ -77,9 +77,9 @@ impl ReadPlan {
             }
             let span = span_len(extents, rest);
             let about_one_read = READ_BYTES as u64 / 2..=READ_BYTES as u64;
-            plan.in_parts = span == order.len() && about_one_read.contains(&wanted);
-            let unit = if plan.in_parts { READ_PART_BYTES } else { READ_BYTES };
-            plan.add_span(extents, &rest[..span], whole_blocks, unit as u64);
+            let is_one = span == order.len() && about_one_read.contains(&wanted);
+            plan.part_bytes = is_one.then(|| first_part_bytes(wanted));
+            plan.add_span(extents, &rest[..span], whole_blocks, plan.part_bytes.unwrap_or(READ_BYTES) as u64);
             rest = &rest[span..];
         }
         plan
@@ -148,6 +148,13 @@ impl ReadPlan {
             offset = to;
         }
     }
+}
+
+/// How long the first part of a read of so many bytes is: whole blocks.
+fn first_part_bytes(wanted: u64) -> usize {
+    let (numerator, denominator) = READ_FIRST_PART;
+    // About one read, which is in memory.
+    (wanted * numerator / denominator / limits::BLOCK_BYTES * limits::BLOCK_BYTES) as usize
 }
 
 /// How many of the sorted extents lie close enough to be read as one range: with less than a block between one and the

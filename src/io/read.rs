@@ -4,13 +4,13 @@
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use alight_format::limits::BLOCK_BYTES;
 use alight_format::{SegmentId, combine, crc32};
 use parking_lot::Mutex;
 
-use crate::config::{READ_BYTES, READ_PART_BYTES, READ_THREADS_MAX};
+use crate::config::{READ_BYTES, READ_THREADS_MAX};
 use crate::device::transfer::Upload;
 use crate::device::{DeviceBuffer, PinnedMap};
 use crate::error::{Error, Result};
@@ -60,26 +60,22 @@ impl SegmentFile {
         Ok(())
     }
 
-    /// Reads whole blocks into `buf` in parts of [`READ_PART_BYTES`] and tells of each, by its number, while others are on their
-    /// way; nothing is told where they are in the page cache, which gives them at once.
+    /// Reads whole blocks into `buf` in parts of `part_bytes` and tells of each, in order, while the next is on its way; whether it
+    /// did. Nothing is told where they are in the page cache, which gives them at once, or nothing goes past it.
     fn read_in_parts(
         &self,
         buf: &mut [u8],
         offset: u64,
+        part_bytes: usize,
         counters: &Counters,
-        mut landed: impl FnMut(usize, &[u8]),
+        mut landed: impl FnMut(&[u8]),
     ) -> Result<bool> {
         let cached = self.is_resident(offset, buf.len() as u64);
         if cached || !self.file.direct() || !is_direct_aligned(buf.as_ptr() as u64, offset, buf.len()) {
             self.read_by(buf, offset, cached, counters)?;
             return Ok(false);
         }
-        let mut next = 0;
-        let mut tell = |bytes: &[u8]| {
-            landed(next, bytes);
-            next += 1;
-        };
-        let outcome = self.file.read_parts_at(buf, offset, READ_PART_BYTES, &mut tell);
+        let outcome = self.file.read_parts_at(buf, offset, part_bytes, &mut landed);
         outcome.map_err(|source| self.read_failed(source, offset))?;
         Counters::add(&counters.bytes_direct, buf.len() as u64);
         Ok(true)
@@ -138,85 +134,114 @@ pub(crate) fn execute(
 ) -> Result<Outcome> {
     // Once for all the calls that this thread makes of the driver.
     let _current = if arena.device().is_host() { None } else { Some(arena.device().make_current()?) };
-    let lanes = if plan.in_parts { 1 } else { lanes_for(READ_THREADS_MAX) };
+    let lanes = if plan.part_bytes.is_some() { 1 } else { lanes_for(READ_THREADS_MAX) };
     let on_device = plan.arena_bytes >= CHECK_ON_DEVICE_BYTES_MIN && arena.device().has_kernels();
     let checks = Checks::new(if on_device { 0 } else { plan.pieces.len() });
-    let mut taken = LastRead { route: ReadRoute::Host, why: RouteReason::OnTheHost };
-    let check_all = |bytes: &[u8]| {
-        plan.reads.iter().zip(bytes.chunks(READ_PART_BYTES)).for_each(|(read, bytes)| checks.take(plan, read, bytes));
+    let read = match arena.as_host_pages_mut() {
+        Some(bytes) => {
+            read_to_host(plan, find, bytes, lanes, &checks, counters)?;
+            LastRead { route: ReadRoute::Host, why: RouteReason::OnTheHost }
+        }
+        None => read_to_gpu(plan, find, arena, routes, lanes, (!on_device).then_some(&checks), counters)?,
     };
-    if let (true, Some(arena)) = (plan.in_parts, arena.as_host_pages_mut()) {
-        let (first, len) = (&plan.reads[0], plan.reads.iter().map(|read| read.len).sum());
-        let target = &mut arena[..len];
-        let landed = |index: usize, bytes: &[u8]| checks.take(plan, &plan.reads[index], bytes);
-        if !find(first.segment)?.read_in_parts(target, first.offset, counters, landed)? {
-            check_all(target);
-        }
-    } else if let Some(arena) = arena.as_host_pages_mut() {
-        // Each read gets its own stretch of the arena: reads land in rising order, none over another.
-        let mut targets = Vec::with_capacity(plan.reads.len());
-        let (mut rest, mut start) = (arena, 0);
-        for read in &plan.reads {
-            let (_, after) = rest.split_at_mut((read.arena_offset - start) as usize);
-            let (target, after) = after.split_at_mut(read.wanted.len());
-            targets.push(Mutex::new(Some(target)));
-            (rest, start) = (after, read.arena_offset + read.wanted.len() as u64);
-        }
-        in_lanes(plan.reads.len(), lanes, |index| {
-            let read = &plan.reads[index];
-            let target = targets[index].lock().take().expect("every read is carried out once");
-            debug_assert_eq!(target.len(), read.len, "a host arena keeps whole blocks");
-            find(read.segment)?.read(target, read.offset, counters)?;
-            checks.take(plan, read, target);
-            Ok(())
-        })?;
-    } else {
-        let left = if on_device {
-            routes.bring_by_cufile(plan, find, arena, lanes, counters)?
-        } else {
-            let large = plan.arena_bytes >= CHECK_ON_DEVICE_BYTES_MIN;
-            let why = if large { RouteReason::NoKernels } else { RouteReason::Small };
-            Left { reads: plan.reads.iter().collect(), read: LastRead { route: ReadRoute::Staged, why } }
-        };
-        taken = left.read;
-        let left = left.reads;
-        if on_device && routes.windows.are_wanted() && !left.is_empty() {
-            if bring(&left, find, &routes.windows, arena, lanes, counters)? {
-                taken = LastRead { route: ReadRoute::Pinned, why: RouteReason::PagesPinned };
-            }
-        } else if !left.is_empty() {
-            let reads: Vec<SlotRead> = left.iter().map(|read| slot_read(read)).collect();
-            let checked = AtomicBool::new(false);
-            let read = |range: Range<usize>, bytes: &mut [u8]| {
-                let mut files = Finder::new(find);
-                if plan.in_parts && range == (0..plan.reads.len()) {
-                    // The last part is checked while the hardware copies.
-                    let landed = |index: usize, bytes: &[u8]| {
-                        if index + 1 < range.end {
-                            checks.take(plan, &plan.reads[index], bytes);
-                        }
-                    };
-                    let (file, offset) = (files.of(left[0].segment)?, left[0].offset);
-                    checked.store(file.read_in_parts(bytes, offset, counters, landed)?, Ordering::Relaxed);
-                    return Ok(());
-                }
-                places(&reads, range).try_for_each(|(index, at)| {
-                    files.of(left[index].segment)?.read(&mut bytes[at], left[index].offset, counters)
-                })
-            };
-            let check = |range: Range<usize>, bytes: &[u8]| {
-                if on_device {
-                    return;
-                }
-                // Relaxed: in parts, one thread does both.
-                let done = if checked.load(Ordering::Relaxed) { range.len() - 1 } else { 0 };
-                places(&reads, range).skip(done).for_each(|(index, at)| checks.take(plan, left[index], &bytes[at]));
-            };
-            fill(arena, &reads, lanes, read, check)?;
-        }
-    }
     let damaged = if on_device { damaged_on_device(plan, extents, arena)? } else { checks.damaged(plan, extents) };
-    Ok(Outcome { damaged, read: taken })
+    Ok(Outcome { damaged, read })
+}
+
+/// Reads into host memory, in place: each read has its own stretch of the arena.
+fn read_to_host(
+    plan: &ReadPlan,
+    find: &FindFile<'_>,
+    arena: &mut [u8],
+    lanes: usize,
+    checks: &Checks,
+    counters: &Counters,
+) -> Result<()> {
+    if let Some(part_bytes) = plan.part_bytes {
+        let (reads, len) = (&plan.reads, plan.reads.iter().map(|read| read.len).sum::<usize>());
+        let bytes = &mut arena[..len];
+        let mut next = reads.iter();
+        let mut check = |part: &[u8]| next.by_ref().take(1).for_each(|read| checks.take(plan, read, part));
+        if !find(reads[0].segment)?.read_in_parts(bytes, reads[0].offset, part_bytes, counters, &mut check)? {
+            bytes.chunks(part_bytes).for_each(check);
+        }
+        return Ok(());
+    }
+    // Reads land in rising order, none over another.
+    let mut targets = Vec::with_capacity(plan.reads.len());
+    let (mut rest, mut start) = (arena, 0);
+    for read in &plan.reads {
+        let (_, after) = rest.split_at_mut((read.arena_offset - start) as usize);
+        let (target, after) = after.split_at_mut(read.wanted.len());
+        targets.push(Mutex::new(Some(target)));
+        (rest, start) = (after, read.arena_offset + read.wanted.len() as u64);
+    }
+    in_lanes(plan.reads.len(), lanes, |index| {
+        let read = &plan.reads[index];
+        let target = targets[index].lock().take().expect("every read is carried out once");
+        debug_assert_eq!(target.len(), read.len, "a host arena keeps whole blocks");
+        find(read.segment)?.read(target, read.offset, counters)?;
+        checks.take(plan, read, target);
+        Ok(())
+    })
+}
+
+/// Reads into a GPU's memory, by the route that is best there; which it was. Takes checksums on the way where they are wanted.
+fn read_to_gpu(
+    plan: &ReadPlan,
+    find: &FindFile<'_>,
+    arena: &mut DeviceBuffer,
+    routes: &Routes,
+    lanes: usize,
+    checks: Option<&Checks>,
+    counters: &Counters,
+) -> Result<LastRead> {
+    let Left { reads: left, read: mut taken } = if checks.is_none() {
+        routes.bring_by_cufile(plan, find, arena, lanes, counters)?
+    } else {
+        let large = plan.arena_bytes >= CHECK_ON_DEVICE_BYTES_MIN;
+        let why = if large { RouteReason::NoKernels } else { RouteReason::Small };
+        Left { reads: plan.reads.iter().collect(), read: LastRead { route: ReadRoute::Staged, why } }
+    };
+    if left.is_empty() {
+        return Ok(taken);
+    }
+    if checks.is_none() && routes.windows.are_wanted() {
+        if bring(&left, find, &routes.windows, arena, lanes, counters)? {
+            taken = LastRead { route: ReadRoute::Pinned, why: RouteReason::PagesPinned };
+        }
+        return Ok(taken);
+    }
+    let reads: Vec<SlotRead> = left.iter().map(|read| slot_read(read)).collect();
+    // How many were checked as they came, by the one thread that reads in parts.
+    let checked = AtomicUsize::new(0);
+    let read = |range: Range<usize>, bytes: &mut [u8]| {
+        let mut files = Finder::new(find);
+        if let (Some(part_bytes), Some(checks)) = (plan.part_bytes, checks) {
+            // The last one is left for while the hardware copies.
+            let early = &left[..left.len() - 1];
+            let check = |part: &[u8]| {
+                if let Some(read) = early.get(checked.load(Ordering::Relaxed)) {
+                    checks.take(plan, read, part);
+                    checked.fetch_add(1, Ordering::Relaxed);
+                }
+            };
+            return files
+                .of(left[0].segment)?
+                .read_in_parts(bytes, left[0].offset, part_bytes, counters, check)
+                .map(drop);
+        }
+        places(&reads, range).try_for_each(|(index, at)| {
+            files.of(left[index].segment)?.read(&mut bytes[at], left[index].offset, counters)
+        })
+    };
+    let check = |range: Range<usize>, bytes: &[u8]| {
+        let Some(checks) = checks else { return };
+        let done = checked.load(Ordering::Relaxed);
+        places(&reads, range).skip(done).for_each(|(index, at)| checks.take(plan, left[index], &bytes[at]));
+    };
+    fill(arena, &reads, lanes, read, check)?;
+    Ok(taken)
 }
 
 /// Brings every byte of some reads to a GPU whose checksums are taken there: out of pinned windows where there are any, else
