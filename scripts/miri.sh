@@ -34,7 +34,7 @@ alight() {
     echo "== alight ($SECONDS s)"
     cargo "+$toolchain" miri test --locked --package alight --lib -- \
         device::slab index:: io::payload io::plan io::retry metrics:: prefetch::line prefetch::pattern prefetch::scheduler region::lru \
-        storage::aligned store::group store::recover store::reclaim store::space tensor::
+        storage::aligned storage::lent store::group store::recover store::reclaim store::space tensor::
 }
 
 case ${1:-both} in

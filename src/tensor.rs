@@ -246,9 +246,12 @@ impl<'a> TensorRef<'a> {
         }
     }
 
-    /// Whether the bytes are in host memory, so that copying them waits for nobody.
-    pub(crate) fn is_in_host_memory(&self) -> bool {
-        matches!(self.source, Source::Host(_))
+    /// The bytes, where they are in host memory, so that copying them waits for nobody.
+    pub(crate) fn as_host(&self) -> Option<&'a [u8]> {
+        match self.source {
+            Source::Host(bytes) => Some(bytes),
+            Source::Device(_) | Source::Reader(..) => None,
+        }
     }
 
     /// Where the bytes are. A tensor on the host counts as host memory.

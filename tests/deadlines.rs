@@ -11,6 +11,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use alight::storage::AlignedBuf;
 use alight::storage::sim::{OpKind, SimStorage};
 use alight::{CompactOptions, Device, Durability, Error, Maintenance, Store, StoreOptions};
 use common::bytes;
@@ -196,6 +197,37 @@ fn a_commit_that_gets_stuck_is_given_up_and_nothing_acknowledged_is_lost() {
         sound(&store);
         store.close().unwrap();
         sound(&disk.reopen());
+    }
+}
+
+#[test]
+fn who_lent_the_bytes_of_a_commit_that_is_given_up_has_them_back() {
+    // Stuck before anybody has reached for them, while they are written, and behind them.
+    let stages = [(OpKind::Open, 0), (OpKind::Allocate, 0), (OpKind::Write, 1), (OpKind::Write, 2), (OpKind::Sync, 1)];
+    for (op, after) in stages {
+        let disk = Disk::new();
+        let store = disk.options().create_new(true).open(PATH).unwrap();
+        disk.stick(op, ".seg", after);
+        let stuck = store.clone();
+        let value = bytes(3, 50_000);
+        let outcome = soon(move || {
+            // Whole pages, which are not copied by the caller.
+            let mut lent = AlignedBuf::zeroed(50_000);
+            lent[..50_000].copy_from_slice(&bytes(3, 50_000));
+            let outcome = stuck.put("stuck", &lent[..50_000]);
+            // They are the caller's again.
+            lent.fill(0xEE);
+            outcome
+        });
+        assert!(timed_out(outcome), "{op:?}");
+        soon(move || drop(store));
+        disk.go_on();
+        let store = disk.reopen();
+        if let Ok(found) = store.get("stuck", &Device::host()) {
+            assert!(found.as_host() == Some(&value[..]), "{op:?}");
+        }
+        store.put("after", b"written").unwrap();
+        sound(&store);
     }
 }
 

@@ -1,6 +1,6 @@
 //! A commit's payload: where each blob lies in it, and its bytes as one stream with the checksums taken on the way.
 
-use alight_format::{combine, limits};
+use alight_format::{combine, crc32, limits};
 
 use crate::device::transfer::Wait;
 use crate::error::Result;
@@ -39,6 +39,18 @@ pub(crate) struct Blob<'a> {
 impl<'a> Blob<'a> {
     pub(crate) fn new(source: TensorRef<'a>, offset: u64) -> Self {
         Self { source, offset, chunk_crcs: Vec::new(), crc: 0, checked: false }
+    }
+
+    /// Takes the checksums of all its bytes, where they lie in host memory: for what no stream passes.
+    pub(crate) fn take_checksums(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(limits::CHUNK_BYTES as usize) {
+            let crc = crc32(chunk);
+            self.crc = combine(self.crc, crc, chunk.len() as u64);
+            if limits::chunk_count(bytes.len() as u64) > 0 {
+                self.chunk_crcs.push(crc);
+            }
+        }
+        self.checked = true;
     }
 
     fn end(&self) -> u64 {

@@ -20,12 +20,15 @@ use std::sync::Arc;
 
 mod aligned;
 mod file;
+mod lent;
 pub mod sim;
 #[cfg(test)]
 mod suite;
 
 pub use aligned::{AlignedBuf, BufferPool, DIRECT_ALIGN_BYTES, PooledBuf, PooledPart};
 pub use file::FileStorage;
+pub use lent::LentBytes;
+pub(crate) use lent::lend;
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +82,44 @@ pub struct Part {
     /// Where in the file.
     pub offset: u64,
     /// What.
-    pub bytes: PooledPart,
+    pub bytes: PartBytes,
+}
+
+/// The bytes of a [`Part`].
+#[derive(Debug)]
+pub enum PartBytes {
+    /// In a buffer that is the part's own.
+    Owned(PooledPart),
+    /// Where whoever waits for the write has them.
+    Lent(LentBytes),
+}
+
+impl PartBytes {
+    /// The bytes in a buffer of their own: copied, where they are lent.
+    ///
+    /// # Errors
+    /// As [`LentBytes::copied`].
+    pub fn into_owned(self) -> io::Result<PooledPart> {
+        match self {
+            PartBytes::Owned(bytes) => Ok(bytes),
+            PartBytes::Lent(bytes) => bytes.copied(),
+        }
+    }
+
+    /// How many they are.
+    #[expect(clippy::len_without_is_empty, reason = "a part has some")]
+    pub fn len(&self) -> usize {
+        match self {
+            PartBytes::Owned(bytes) => bytes.len(),
+            PartBytes::Lent(bytes) => bytes.len(),
+        }
+    }
+}
+
+impl From<PooledPart> for PartBytes {
+    fn from(bytes: PooledPart) -> Self {
+        PartBytes::Owned(bytes)
+    }
 }
 
 /// A file system, as the store needs it. Every method blocks until the system has answered.
@@ -167,7 +207,7 @@ pub trait StorageFile: Send + Sync + fmt::Debug {
     /// and no other is on its way any more.
     fn write_parts_at(&self, parts: &mut dyn Iterator<Item = Part>) -> io::Result<()> {
         for part in parts {
-            write_all_at(self, &part.bytes, part.offset, Caching::Direct)?;
+            write_all_at(self, &part.bytes.into_owned()?, part.offset, Caching::Direct)?;
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use alight_format::{EncodedBody, Entry, EntryKind, IndexEntry, SegmentId, Seq, limits};
 
@@ -9,13 +10,15 @@ use crate::config::STREAMED_PART_OF_SMALL;
 use crate::error::{Error, Result};
 use crate::io::{Blob, PayloadStream, lay_out, step};
 use crate::metrics::Counters;
+use crate::storage::{is_direct_aligned, lend};
 use crate::store::Store;
-use crate::store::commit::{Deleted, Queued, Rest, SmallCommit, duplicate};
+use crate::store::commit::{Deleted, Queued, Rest, SmallCommit, Stream, duplicate};
 use crate::store::core::Core;
 use crate::store::limit::Room;
 use crate::store::options::Durability;
 use crate::store::payload::{stream_payload, take_back};
 use crate::store::publish::index_entry;
+use crate::store::watch::Begun;
 use crate::tensor::{TensorRef, check_key};
 use crate::trace::scope;
 
@@ -217,47 +220,87 @@ struct Small {
     deleted: Option<Deleted>,
 }
 
-/// Has a small commit carried out: begun at once and written while its bytes are copied, where that is worth it and nobody else
-/// is at work, or copied first.
+/// Has a small commit carried out: begun at once and written while its bytes are copied, or as they lie, where that is worth it
+/// and nobody else is at work; or copied first.
 fn commit_small(core: &Arc<Core>, small: Small, mut entries: Vec<Entry>, blobs: &mut [Blob<'_>]) -> Result<()> {
+    // A GPU, or a reader, may have to be waited for.
+    let is_at_hand = blobs.iter().all(|blob| blob.source.as_host().is_some());
+    if is_at_hand && small.payload_len >= core.small_commit_bytes_max / STREAMED_PART_OF_SMALL {
+        let lent = lendable(core, blobs);
+        let lent_len = lent.map_or(0, |bytes| bytes.len() as u64);
+        let buffer = core.buffers.take((small.frame_len + small.payload_len - lent_len) as usize);
+        if let Some((begun, stream)) = core.begin_in_group(buffer, small.frame_len, lent_len, small.durable)? {
+            return commit_streamed(core, begun, stream, lent, entries, blobs, small.deleted);
+        }
+    }
     let Small { frame_len, payload_len, durable, deleted } = small;
     let mut bytes = core.buffers.take((frame_len + payload_len) as usize);
     let wait = core.wait_for_device();
-    // A GPU, or a reader, may have to be waited for.
-    let is_at_hand = blobs.iter().all(|blob| blob.source.is_in_host_memory());
     let mut payload = PayloadStream::new(blobs, 0, &wait);
-    if is_at_hand && payload_len >= core.small_commit_bytes_max / STREAMED_PART_OF_SMALL {
-        match core.begin_in_group(bytes, frame_len, durable)? {
-            Err(back) => bytes = back,
-            Ok((begun, mut stream)) => {
-                let rest = match stream.fill(|part| payload.fill(part)) {
-                    Err(error) => Err(error),
-                    Ok(()) => {
-                        payload.finish();
-                        fill_in_checksums(&mut entries, blobs);
-                        encode(core, &entries).map(|body| Rest { body, entries: index_entries(entries), deleted })
-                    }
-                };
-                return match rest {
-                    Ok(rest) => {
-                        stream.finish(rest);
-                        begun.wait()
-                    }
-                    Err(error) => {
-                        drop(stream);
-                        // It was taken back, which is no news.
-                        let _ = begun.wait();
-                        Err(error)
-                    }
-                };
-            }
-        }
-    }
     payload.fill(&mut bytes[frame_len as usize..])?;
     payload.finish();
     fill_in_checksums(&mut entries, blobs);
     let body = encode(core, &entries)?;
     core.commit_in_group(SmallCommit { body, bytes, entries: index_entries(entries), durable, deleted })
+}
+
+/// What the disk can have of a commit as it lies: the whole blocks of its only value, where that begins on a page.
+fn lendable<'b>(core: &Core, blobs: &[Blob<'b>]) -> Option<&'b [u8]> {
+    let [blob] = blobs else { return None };
+    let bytes = blob.source.as_host()?;
+    let whole = &bytes[..bytes.len() / limits::BLOCK_BYTES as usize * limits::BLOCK_BYTES as usize];
+    // Relaxed: a hint.
+    let is_wanted = core.lends.load(Ordering::Relaxed) && !whole.is_empty();
+    (is_wanted && is_direct_aligned(whole.as_ptr().addr() as u64, 0, whole.len())).then_some(whole)
+}
+
+/// Carries a commit through that was begun: hands on what is lent, and the rest as it is copied.
+fn commit_streamed(
+    core: &Core,
+    begun: Begun<'_>,
+    mut stream: Stream,
+    lent: Option<&[u8]>,
+    mut entries: Vec<Entry>,
+    blobs: &mut [Blob<'_>],
+    deleted: Option<Deleted>,
+) -> Result<()> {
+    let lender = lent.map(|bytes| {
+        #[expect(unsafe_code, reason = "the thread that writes does not borrow")]
+        // SAFETY: the lender is dropped in this function, however that ends, and the bytes are borrowed longer.
+        let (lender, lent) = unsafe { lend(bytes, &core.buffers) };
+        stream.lend(lent);
+        lender
+    });
+    if let (Some(_), [blob]) = (lent, &mut *blobs)
+        && let Some(all) = blob.source.as_host()
+    {
+        blob.take_checksums(all);
+    }
+    let wait = core.wait_for_device();
+    let mut payload = PayloadStream::new(blobs, 0, &wait);
+    payload.pass(lent.map_or(0, |bytes| bytes.len() as u64));
+    let filled = stream.fill(|part| payload.fill(part)).map(|()| payload.finish());
+    let rest = filled.and_then(|()| {
+        fill_in_checksums(&mut entries, blobs);
+        encode(core, &entries).map(|body| Rest { body, entries: index_entries(entries), deleted })
+    });
+    let outcome = match rest {
+        Ok(rest) => {
+            stream.finish(rest);
+            begun.wait()
+        }
+        Err(error) => {
+            drop(stream);
+            // It was taken back, which is no news.
+            let _ = begun.wait();
+            Err(error)
+        }
+    };
+    if lender.is_some_and(|lender| lender.was_copied()) {
+        // Copied by whoever writes, after which nothing is left to do meanwhile.
+        core.lends.store(false, Ordering::Relaxed);
+    }
+    outcome
 }
 
 /// Finds room for a commit where the store has a limit. To find what to evict, frames are read.

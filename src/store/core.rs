@@ -47,6 +47,8 @@ pub(crate) struct Core {
     /// Of those who lead groups of commits.
     pub(crate) commit_steps: Arc<Steps>,
     pub(crate) buffers: Arc<BufferPool>,
+    /// Whether what lies on whole pages is lent to whoever writes it; not any more once it was copied all the same.
+    pub(crate) lends: AtomicBool,
     pub(crate) durability: Durability,
     pub(crate) small_commit_bytes_max: u64,
     pub(crate) closed: Arc<AtomicBool>,
@@ -136,6 +138,7 @@ impl Core {
             deadline: options.deadline,
             write_deadline: options.write_deadline,
             buffers: Arc::default(),
+            lends: AtomicBool::new(true),
             durability: options.durability,
             small_commit_bytes_max: options.small_commit_bytes_max,
             closed: Arc::default(),
@@ -163,6 +166,7 @@ impl Core {
             write_deadline: self.write_deadline,
             snapshots: Arc::clone(&self.snapshots),
             buffers: Arc::clone(&self.buffers),
+            lends: AtomicBool::new(true),
             durability: self.durability,
             small_commit_bytes_max: self.small_commit_bytes_max,
             closed: Arc::clone(&self.closed),

@@ -163,7 +163,8 @@ impl Store {
     /// to return, and what it costs; many puts are cheaper in one [`batch`](Store::batch).
     ///
     /// The tensor may be in host memory or on a device: a `&[u8]` (stored as `u8[len]`), a [`TensorRef`] or a
-    /// [`Tensor`].
+    /// [`Tensor`]. From 256 KiB to 1 MiB of host memory that begin on a page of 4 KiB (a `Tensor` on the host does, and pinned
+    /// memory) are not copied on their way to the disk: 1 MiB is durable a tenth sooner.
     ///
     /// # Errors
     /// As [`Batch::put`] and [`Batch::commit`].

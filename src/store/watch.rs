@@ -89,28 +89,30 @@ impl Core {
         self.judge(outcome)
     }
 
-    /// Begins a commit that is written while its bytes are copied into `buffer`, behind room for the frame, by a thread of the
-    /// store's own. Gives the buffer back where there is no such thread, or others are at work, whom it would keep waiting.
+    /// Begins a commit that is written while its bytes are copied into `buffer`, behind room for the frame and `lent_len` bytes that
+    /// are lent instead, by a thread of the store's own. Nothing where there is no such thread, or others are at work, whom it would
+    /// keep waiting.
     pub(crate) fn begin_in_group(
         self: &Arc<Self>,
         buffer: PooledBuf,
         frame_len: u64,
+        lent_len: u64,
         durable: bool,
-    ) -> Result<Result<(Begun<'_>, Stream), PooledBuf>> {
+    ) -> Result<Option<(Begun<'_>, Stream)>> {
         let Writer { committer, group, .. } = self.writer()?;
         committer.check()?;
         if self.write_deadline.is_none() {
-            return Ok(Err(buffer));
+            return Ok(None);
         }
-        let mut buffer = Some(buffer);
         // As large as a group may be, so that it is one.
         let begun = group.begin(u64::MAX, || {
-            let (streamed, stream) = begin(buffer.take().expect("begun once"), frame_len, durable);
+            let (streamed, stream) = begin(buffer, frame_len, lent_len, durable);
             (Queued::Streamed(streamed), stream)
         });
-        let Some((awaited, stream)) = begun else { return Ok(Err(buffer.expect("nothing was begun"))) };
-        let unled = self.watched.start(self.leading()).err();
-        Ok(Ok((Begun { core: self, awaited, unled }, stream)))
+        Ok(begun.map(|(awaited, stream)| {
+            let unled = self.watched.start(self.leading()).err();
+            (Begun { core: self, awaited, unled }, stream)
+        }))
     }
 
     /// Carries out one group, for a caller who has a commit of its own in it.

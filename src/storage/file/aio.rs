@@ -13,7 +13,7 @@ use std::os::fd::AsRawFd;
 
 use parking_lot::Mutex;
 
-use super::super::{Part, is_direct_aligned};
+use super::super::{Part, PartBytes, is_direct_aligned};
 use super::sys::{check, signed};
 
 /// How many transfers a queue holds. What is moved in parts has fewer of them, mostly.
@@ -26,6 +26,9 @@ const KEPT: usize = 4;
 const PREAD: u16 = 0;
 const PWRITE: u16 = 1;
 
+/// A transfer that is begun without waiting for anything, or refused (`EAGAIN`).
+const NOWAIT: u32 = libc::RWF_NOWAIT as u32;
+
 /// `struct iocb` of `linux/aio_abi.h`, where the lesser half of a number comes first.
 #[repr(C)]
 #[derive(Default)]
@@ -33,7 +36,7 @@ struct Request {
     data: u64,
     #[cfg(target_endian = "little")]
     key: u32,
-    flags: u32,
+    transfer_flags: u32,
     #[cfg(target_endian = "big")]
     key: u32,
     operation: u16,
@@ -88,12 +91,21 @@ impl Queue {
     /// Submits the transfer of all of `memory` at `offset`, to be known by `data`.
     ///
     /// # Safety
-    /// The memory is the kernel's until the queue has answered for `data`, or is no more.
+    /// The memory is the kernel's until the queue has answered for `data`, or is no more. What is written may be others' by
+    /// then: the kernel has its pages.
     #[expect(unsafe_code, reason = "the kernel uses the memory after this returns")]
-    unsafe fn submit(&self, file: &File, operation: u16, memory: *mut [u8], offset: u64, data: u64) -> io::Result<()> {
+    unsafe fn submit(
+        &self,
+        file: &File,
+        (operation, transfer_flags): (u16, u32),
+        memory: *mut [u8],
+        offset: u64,
+        data: u64,
+    ) -> io::Result<()> {
         let mut request = Request {
             data,
             operation,
+            transfer_flags,
             // An open descriptor is not negative.
             descriptor: file.as_raw_fd() as u32,
             address: memory.cast::<u8>().expose_provenance() as u64,
@@ -161,9 +173,10 @@ impl<'f> Flight<'f> {
     ///
     /// # Safety
     /// Nobody else touches the memory until [`land`](Self::land) has answered for the transfer or the flight has been dropped,
-    /// and it is not leaked. For a write, others may read.
+    /// and it is not leaked. For a write, others may read; who writes to it meanwhile, or frees it, gets what he deserves into the
+    /// file, and nothing else.
     #[expect(unsafe_code, reason = "the kernel uses the memory after this returns")]
-    unsafe fn begin(&mut self, operation: u16, memory: *mut [u8], offset: u64, number: usize) -> bool {
+    unsafe fn begin(&mut self, operation: (u16, u32), memory: *mut [u8], offset: u64, number: usize) -> bool {
         let Some(queue) = self.queue.as_ref().filter(|_| self.count < DEPTH) else { return false };
         // SAFETY: as the caller promises.
         match unsafe { queue.submit(self.file, operation, memory, offset, number as u64) } {
@@ -243,7 +256,7 @@ pub(super) fn write_parts(
     let mut under_way: [Option<Part>; DEPTH] = [const { None }; DEPTH];
     let Some(mut flight) = file.and_then(Flight::new) else {
         for part in parts {
-            plainly(&part.bytes, part.offset)?;
+            plainly(&part.bytes.into_owned()?, part.offset)?;
         }
         return Ok(());
     };
@@ -252,32 +265,48 @@ pub(super) fn write_parts(
             let Some(part) = under_way.get_mut(number).and_then(Option::take) else { continue };
             let done = moved(answer)?;
             if done < part.bytes.len() {
-                plainly(&part.bytes[done..], part.offset + done as u64)?;
+                let rest = &part.bytes.into_owned()?[done..];
+                plainly(rest, part.offset + done as u64)?;
             }
         }
         Ok::<_, io::Error>(())
     };
-    for part in parts {
-        let aligned = is_direct_aligned(part.bytes.as_ptr().addr() as u64, part.offset, part.bytes.len());
-        if !aligned {
-            plainly(&part.bytes, part.offset)?;
-            continue;
-        }
+    for Part { offset, mut bytes } in parts {
         let number = loop {
             match under_way.iter().position(Option::is_none) {
                 Some(free) => break free,
                 None => land(&mut flight, &mut under_way)?,
             }
         };
-        let part = under_way[number].insert(part);
-        let memory = std::ptr::from_ref::<[u8]>(&part.bytes).cast_mut();
+        if let PartBytes::Lent(lent) = &bytes {
+            let begun = lent.name(|memory| {
+                let aligned = is_direct_aligned(memory.addr() as u64, offset, memory.len());
+                #[expect(unsafe_code, reason = "the kernel reads the memory after the call returns")]
+                // SAFETY: the lender has the memory now, and only reads it. Should he take it back while the kernel has its pages,
+                // the commit has been given up.
+                let begun = aligned && unsafe { flight.begin((PWRITE, NOWAIT), memory.cast_mut(), offset, number) };
+                begun
+            });
+            if begun == Some(true) {
+                under_way[number] = Some(Part { offset, bytes });
+                continue;
+            }
+            bytes = PartBytes::Owned(bytes.into_owned()?);
+        }
+        let PartBytes::Owned(owned) = &bytes else { unreachable!("what is lent was copied") };
+        if !is_direct_aligned(owned.as_ptr().addr() as u64, offset, owned.len()) {
+            plainly(owned, offset)?;
+            continue;
+        }
+        let memory = std::ptr::from_ref::<[u8]>(owned).cast_mut();
         #[expect(unsafe_code, reason = "the kernel reads the memory after the call returns")]
         // SAFETY: the part is kept in `under_way`, untouched, until the flight has answered for its number or, where this ends
         // early, has been dropped; its memory does not move with it.
-        let begun = unsafe { flight.begin(PWRITE, memory, part.offset, number) };
-        if !begun {
-            plainly(&part.bytes, part.offset)?;
-            under_way[number] = None;
+        let begun = unsafe { flight.begin((PWRITE, 0), memory, offset, number) };
+        if begun {
+            under_way[number] = Some(Part { offset, bytes });
+        } else {
+            plainly(owned, offset)?;
         }
     }
     while flight.count > 0 {
@@ -309,7 +338,7 @@ pub(super) fn read_parts(
         #[expect(unsafe_code, reason = "the kernel fills the memory after the call returns")]
         // SAFETY: the part is borrowed by `parts` longer than the flight lives, and not touched before the flight has
         // answered for its number.
-        let begun = aligned && unsafe { flight.begin(PREAD, *part, offset_of(number), number) };
+        let begun = aligned && unsafe { flight.begin((PREAD, 0), *part, offset_of(number), number) };
         begun
     };
     let mut begun = begin(&mut flight, &mut parts, 0);

@@ -41,7 +41,7 @@ fn misaligned_parts_are_written_too_and_a_part_past_every_limit_is_an_error() {
         let mut whole = Arc::new(BufferPool::default()).take(lens.iter().sum());
         whole.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at % 251) as u8);
         let parts = whole.cut(lens.iter().copied()).into_iter().zip(offsets.to_vec());
-        parts.map(|(bytes, offset)| Part { offset, bytes }).collect::<Vec<_>>().into_iter()
+        parts.map(|(bytes, offset)| Part { offset, bytes: bytes.into() }).collect::<Vec<_>>().into_iter()
     };
     file.write_parts_at(&mut parts(&[4096, 100, 8192], &[0, 4096, 4196])).unwrap();
     let mut found = vec![0; 4096 + 100 + 8192];

@@ -339,7 +339,7 @@ pub(super) fn parts_land_where_they_belong(storage: &dyn Storage, root: &Path) {
     let mut end = total as u64;
     let mut parts = whole.cut(lens).into_iter().rev().map(|bytes| {
         end -= bytes.len() as u64;
-        Part { offset: end, bytes }
+        Part { offset: end, bytes: bytes.into() }
     });
     file.write_parts_at(&mut parts).unwrap();
     assert_eq!(content(&*file), expected);
@@ -356,7 +356,7 @@ pub(super) fn parts_land_where_they_belong(storage: &dyn Storage, root: &Path) {
     let past = file.read_parts_at(&mut found[..16_384], total as u64 - 8192, 4096, &mut |bytes| told += bytes.len());
     assert_eq!((past.unwrap_err().kind(), told), (ErrorKind::UnexpectedEof, total + 8192));
     let refused = storage.open(&root.join("f"), OpenMode::Read).unwrap();
-    let mut parts = pool.take(8192).cut([4096, 4096]).into_iter().map(|bytes| Part { offset: 0, bytes });
+    let mut parts = pool.take(8192).cut([4096, 4096]).into_iter().map(|bytes| Part { offset: 0, bytes: bytes.into() });
     assert!(refused.write_parts_at(&mut parts).is_err());
     file.write_parts_at(&mut std::iter::empty()).unwrap();
     assert_eq!(content(&*file), expected);

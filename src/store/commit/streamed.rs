@@ -6,6 +6,7 @@
 //!   the frame tell whether the payload is whole.
 //! - The frame is written last, since it has the checksums: a payload whose caller went away is spoken for by nothing, and is
 //!   cut off again.
+//! - What lies on whole pages already is not copied but lent: the disk has it at once, and the caller takes its checksum meanwhile.
 //! - The log is held while the caller copies, so nothing is streamed but what is in host memory: a GPU may have to be waited
 //!   for, and a reader may do anything.
 
@@ -19,7 +20,7 @@ use alight_format::{EncodedBody, IndexEntry, PreludeFields, Seq};
 use super::{Committer, Deleted, Written, place};
 use crate::error::{Error, Result};
 use crate::io::step;
-use crate::storage::{Part, PooledBuf, PooledPart};
+use crate::storage::{LentBytes, Part, PartBytes, PooledBuf, PooledPart};
 
 /// How a payload is cut, in sixteenths: a little first, so that the disk begins early, then what is copied meanwhile. Each part is
 /// a call, and 10 µs of a virtual disk's time.
@@ -34,7 +35,7 @@ pub(crate) struct Streamed {
 }
 
 enum Arriving {
-    Payload(PooledPart),
+    Payload(PartBytes),
     Rest(Rest),
 }
 
@@ -52,14 +53,15 @@ pub(crate) struct Stream {
     leader: Sender<Arriving>,
 }
 
-/// Begins a commit in a buffer that has room for a frame of `frame_len` bytes and the payload behind it.
-pub(crate) fn begin(buffer: PooledBuf, frame_len: u64, durable: bool) -> (Streamed, Stream) {
-    let payload_len = buffer.len() as u64 - frame_len;
-    let mut parts = buffer.cut(iter::once(frame_len as usize).chain(part_lens(payload_len)));
+/// Begins a commit in a buffer that has room for a frame of `frame_len` bytes and what is copied of the payload behind it: all but
+/// the first `lent_len` bytes, which are lent.
+pub(crate) fn begin(buffer: PooledBuf, frame_len: u64, lent_len: u64, durable: bool) -> (Streamed, Stream) {
+    let copied_len = buffer.len() as u64 - frame_len;
+    let mut parts = buffer.cut(iter::once(frame_len as usize).chain(part_lens(copied_len)));
     let payload = parts.split_off(1);
     let frame = parts.pop().expect("the first part is the frame");
     let (leader, arriving) = mpsc::channel();
-    (Streamed { durable, frame, payload_len, arriving }, Stream { parts: payload, leader })
+    (Streamed { durable, frame, payload_len: lent_len + copied_len, arriving }, Stream { parts: payload, leader })
 }
 
 /// How long each part of a payload is: whole blocks.
@@ -74,12 +76,17 @@ fn part_lens(payload_len: u64) -> impl Iterator<Item = usize> {
 }
 
 impl Stream {
+    /// Hands on the bytes that are lent.
+    pub(crate) fn lend(&mut self, bytes: LentBytes) {
+        let _ = self.leader.send(Arriving::Payload(PartBytes::Lent(bytes)));
+    }
+
     /// Has every part of the payload filled, in order, and handed on.
     pub(crate) fn fill(&mut self, mut fill: impl FnMut(&mut [u8]) -> Result<()>) -> Result<()> {
         for mut part in self.parts.drain(..) {
             fill(&mut part)?;
             // A leader that has failed takes no more, and says why.
-            let _ = self.leader.send(Arriving::Payload(part));
+            let _ = self.leader.send(Arriving::Payload(part.into()));
         }
         Ok(())
     }
@@ -130,7 +137,7 @@ impl Committer {
                 place(&mut entries, seq, &segment, at, at + frame_len);
                 let segment = Arc::clone(&segment);
                 written = Some(Written { seq, durable, segment, end, digest, entries, repeats: false, deleted });
-                Some(Part { offset: at, bytes: frame })
+                Some(Part { offset: at, bytes: frame.into() })
             }
         });
         let outcome = tail.file.write_parts_at(&mut parts);
@@ -153,8 +160,11 @@ impl Committer {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::*;
     use crate::device::Device;
+    use crate::storage::AlignedBuf;
     use crate::storage::sim::{Event, Fault, FaultKind, OpKind, SimStorage};
     use crate::{Maintenance, Store};
 
@@ -201,15 +211,61 @@ mod tests {
         assert!(store.get("second", &Device::host()).unwrap().as_host() == Some(&value(1)[..]));
     }
 
+    fn on_whole_pages(bytes: &[u8]) -> AlignedBuf {
+        let mut pages = AlignedBuf::zeroed(bytes.len());
+        pages[..bytes.len()].copy_from_slice(bytes);
+        pages
+    }
+
+    #[test]
+    fn what_lies_on_whole_pages_is_lent_until_the_disk_has_it_copied_all_the_same() {
+        let disk = SimStorage::new();
+        let store = open(&disk);
+        store.put("first", &value(0)[..]).unwrap();
+        for (number, writes) in [(1, 3), (2, PARTS.len() + 1)] {
+            let (value, before) = (value(number), disk.trace().len());
+            store.put(number.to_string(), &on_whole_pages(&value)[..value.len()]).unwrap();
+            let mut expected = vec![OpKind::Write; writes];
+            expected.push(OpKind::Sync);
+            assert_eq!(writes_and_syncs(&disk, before), expected);
+            assert!(store.get(number.to_string(), &Device::host()).unwrap().as_host() == Some(&value[..]));
+        }
+        assert!(!store.core().unwrap().lends.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "real files")]
+    fn what_is_lent_to_a_real_disk_is_there_afterwards() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = value(1).repeat(4);
+        let pages = on_whole_pages(&bytes);
+        let lens = [1 << 20, (1 << 20) - 1, 300_000, 262_145];
+        let store = Store::create(folder.path().join("s")).unwrap();
+        for len in lens {
+            store.put(len.to_string(), &pages[..len]).unwrap();
+        }
+        // Off a page: copied.
+        store.put("odd", &pages[8..8 + 300_000]).unwrap();
+        store.close().unwrap();
+        let store = Store::open(folder.path().join("s")).unwrap();
+        for len in lens {
+            assert!(store.get(len.to_string(), &Device::host()).unwrap().as_host() == Some(&bytes[..len]), "{len}");
+        }
+        assert!(store.get("odd", &Device::host()).unwrap().as_host() == Some(&bytes[8..8 + 300_000]));
+        assert!(store.verify(|_| {}).unwrap().is_sound());
+    }
+
     #[test]
     fn whichever_call_fails_the_commit_is_there_whole_or_not_at_all_and_the_next_one_finds_its_place() {
         for kind in [FaultKind::Eio, FaultKind::EioAfter, FaultKind::Enospc, FaultKind::Short, FaultKind::Eintr] {
-            for nth in 0..PARTS.len() as u64 + 1 {
+            // Copied, and lent in one part with what is left of a page.
+            for (nth, lent) in (0..=PARTS.len() as u64).map(|nth| (nth, false)).chain((0..3).map(|nth| (nth, true))) {
                 let disk = SimStorage::new();
                 let store = open(&disk);
                 store.put("first", &value(0)[..]).unwrap();
                 disk.inject(Fault::new(kind, nth).on(OpKind::Write));
-                let outcome = store.put("second", &value(1)[..]);
+                let (second, pages) = (value(1), on_whole_pages(&value(1)));
+                let outcome = store.put("second", if lent { &pages[..second.len()] } else { &second[..] });
                 assert_eq!(outcome.is_ok(), matches!(kind, FaultKind::Short | FaultKind::Eintr), "{kind:?} {nth}");
                 assert_eq!(store.contains("second").unwrap(), outcome.is_ok());
                 store.put("third", &value(2)[..]).unwrap();
@@ -230,9 +286,7 @@ mod tests {
         let core = store.core().unwrap();
         for filled in [0, 1, 3] {
             let buffer = core.buffers.take(4096 + 65_536);
-            let Ok((begun, mut stream)) = core.begin_in_group(buffer, 4096, true).unwrap() else {
-                panic!("nobody is at work");
-            };
+            let (begun, mut stream) = core.begin_in_group(buffer, 4096, 0, true).unwrap().expect("nobody is at work");
             let mut left = filled;
             let outcome = stream.fill(|part| {
                 part.fill(7);
