@@ -250,15 +250,12 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     }
     // There is no older manifest to fall back on, should the name of the first one be lost.
     let first_manifest = manifest.generation == FIRST_GENERATION;
-    // With the name of this manifest lost, an older one would be there again; and a note that is about that, or what was cut.
-    let manifest_counts = first_manifest || outlived || cut_before;
+    // With the name of this manifest lost, an older one would be there again, and what was cut.
+    let manifest_counts = first_manifest || cut_before;
     let names_count = !leftovers.is_empty() || !condemned.is_empty() || !found.is_empty() || manifest_counts;
     let names = if names_count { settle_names(&**storage, &layout, &found, &files) } else { Ok(()) };
     let settled = names.and_then(|()| settle(&recovery, &files));
     let settled = settled.inspect_err(|_| unsettled::leave(&**storage, &layout))?;
-    if outlived {
-        distrust::clear(&**storage, &layout)?;
-    }
     replay(&mut version, &segments, recovery);
 
     let mut tails = Vec::new();
@@ -290,12 +287,15 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
             });
         }
     }
+    // A note that this manifest outlived: an opening may have left it whose manifest this is, and whose sync of its name
+    // failed. No later sync tells that the name is on the disk; the manifest before it would bring back what was cut.
+    let distrusted = trusted.is_some() || unsettled || outlived;
     Ok(Opened {
         layout,
         manifest,
         version,
         segments,
-        writing: Some(Writing { lock, tails, cut, leftovers, condemned, distrusted: trusted.is_some() || unsettled }),
+        writing: Some(Writing { lock, tails, cut, leftovers, condemned, distrusted }),
     })
 }
 
