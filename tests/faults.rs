@@ -763,7 +763,7 @@ fn what_an_opening_could_not_sync_the_next_one_does_not_take_for_synced() {
         let store = options(&sim).create_new(true).open(PATH).unwrap();
         eventually(&store, 1).unwrap();
         store.abandon();
-        let (op, path) = if on_directory { (OpKind::SyncDir, "segments") } else { (OpKind::Sync, ".seg") };
+        let (op, path) = if on_directory { (OpKind::SyncDir, PATH) } else { (OpKind::Sync, ".seg") };
         sim.inject(Fault::new(FaultKind::FailedSync, 0).on(op).path_ending(path));
         let refused = options(&sim).open(PATH).unwrap_err();
         assert!(matches!(refused, Error::Io { action: "sync", .. }), "{refused:?}");
@@ -834,6 +834,31 @@ fn what_was_cut_does_not_come_back_beside_what_was_committed_since() {
         for (state, told) in power_cuts(&sim) {
             let store = options(&state).open(PATH).unwrap_or_else(|error| panic!("{fault:?}: {error}\n{told}"));
             assert_eq!(contents(&store).unwrap(), expected, "{fault:?}: {told}");
+            store.abandon();
+        }
+    }
+}
+
+/// The story: a segment was being made, its sync failed, and it could not be removed again. It held nothing, so the store went
+/// on with another one; but the process died, and the next one found a segment without commits, put some there and
+/// acknowledged them. A power cut took the header away, or the name, and the commits with it.
+#[test]
+fn a_segment_that_was_not_made_is_not_used_by_the_next_process() {
+    for (op, path) in [(OpKind::Sync, ".seg"), (OpKind::SyncDir, "segments")] {
+        let sim = SimStorage::new();
+        let store = options(&sim).create_new(true).open(PATH).unwrap();
+        sim.inject(Fault::new(FaultKind::FailedSync, 0).on(op).path_ending(path));
+        sim.inject(Fault::new(FaultKind::Eio, 0).on(OpKind::Remove).path_ending(".seg"));
+        make(&store, &vec![put(1, 1, 300)], Durability::Immediate).unwrap_err();
+        store.abandon();
+        assert!(sim.has_file(format!("{PATH}/segments/00000001.seg")));
+        let store = options(&sim).open(PATH).unwrap();
+        make(&store, &vec![put(2, 2, 300)], Durability::Immediate).unwrap();
+        store.abandon();
+        let expected = Model::contents([&vec![put(2, 2, 300)]]);
+        for (state, told) in power_cuts(&sim) {
+            let store = options(&state).open(PATH).unwrap_or_else(|error| panic!("{op}: {error}\n{told}"));
+            assert_eq!(contents(&store).unwrap(), expected, "{op}: {told}");
             store.abandon();
         }
     }
