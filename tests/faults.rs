@@ -864,6 +864,43 @@ fn a_segment_that_was_not_made_is_not_used_by_the_next_process() {
     }
 }
 
+/// The story: a rebuilding failed, or died, when its manifest had its name and that name was not durable. The next opening took
+/// it for durable, removed the runs of the one before and acknowledged a commit; a power cut brought that one back, or none.
+#[test]
+fn what_rests_on_a_manifest_that_a_rebuilding_made_outlives_a_power_cut() {
+    for fault in manifest_names_lost() {
+        for (manifest_is_lost, index_was_written) in [(false, true), (true, true), (true, false)] {
+            let told = format!("{fault:?}, {manifest_is_lost}, {index_was_written}");
+            let sim = SimStorage::new();
+            let store = options(&sim).create_new(true).open(PATH).unwrap();
+            make(&store, &vec![put(1, 1, 300)], Durability::Immediate).unwrap();
+            if index_was_written {
+                store.close().unwrap();
+            } else {
+                store.abandon();
+            }
+            if manifest_is_lost {
+                sim.remove(format!("{PATH}/MANIFEST").as_ref()).unwrap();
+                sim.start_recording();
+            }
+            sim.inject(fault.clone());
+            let _ = options(&sim).rebuild_index(PATH, |_| {});
+            sim.clear_faults();
+            let store = options(&sim).open(PATH).unwrap();
+            make(&store, &vec![put(2, 2, 300)], Durability::Immediate).unwrap();
+            // It comes as far as to make the removals durable.
+            sim.inject(Fault::new(FaultKind::Eio, 0).on(OpKind::Write).path_ending("MANIFEST.tmp"));
+            store.close().unwrap_err();
+            let expected = Model::contents([&vec![put(1, 1, 300)], &vec![put(2, 2, 300)]]);
+            for (state, cut) in power_cuts(&sim) {
+                let store = options(&state).open(PATH).unwrap_or_else(|error| panic!("{told}: {error}\n{cut}"));
+                assert_eq!(contents(&store).unwrap(), expected, "{told}: {cut}");
+                store.abandon();
+            }
+        }
+    }
+}
+
 /// What may not be on the disk is copied before it is built on, which takes room. Without any the store opens for reading, and
 /// says so.
 #[test]
