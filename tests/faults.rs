@@ -763,7 +763,7 @@ fn what_an_opening_could_not_sync_the_next_one_does_not_take_for_synced() {
         let store = options(&sim).create_new(true).open(PATH).unwrap();
         eventually(&store, 1).unwrap();
         store.abandon();
-        let (op, path) = if on_directory { (OpKind::SyncDir, "segments") } else { (OpKind::Sync, ".seg") };
+        let (op, path) = if on_directory { (OpKind::SyncDir, PATH) } else { (OpKind::Sync, ".seg") };
         sim.inject(Fault::new(FaultKind::FailedSync, 0).on(op).path_ending(path));
         let refused = options(&sim).open(PATH).unwrap_err();
         assert!(matches!(refused, Error::Io { action: "sync", .. }), "{refused:?}");
@@ -781,27 +781,38 @@ fn what_an_opening_could_not_sync_the_next_one_does_not_take_for_synced() {
     }
 }
 
+/// The ways in which the name that an opening gave its manifest may not be durable when the opening fails: it had no time to
+/// sync it, or the sync failed, after which the kernel takes the name for written and no later sync makes it so. (The first
+/// sync of that directory comes before there is a new manifest.)
+fn manifest_names_lost() -> [Fault; 3] {
+    let sync = |nth| Fault::new(FaultKind::FailedSync, nth).on(OpKind::SyncDir).path_ending(PATH);
+    [Fault::new(FaultKind::EioAfter, 0).on(OpKind::Rename).path_ending("MANIFEST"), sync(0), sync(1)]
+}
+
 /// The story: an opening heeded the note of a failed sync, and died when its new manifest had its name and that name was not
 /// durable. The next one took the note for outlived, and acknowledged a commit; a power cut brought the old manifest back,
-/// and the note about it, and the commit was cut.
+/// and the note about it, and the commit was cut. Where it had been the sync of the name that failed, a second sync did not
+/// help: it needs another manifest.
 #[test]
 fn a_note_that_was_outlived_does_not_come_back() {
-    let sim = SimStorage::new();
-    let store = options(&sim).create_new(true).open(PATH).unwrap();
-    make(&store, &vec![put(1, 1, 300)], Durability::Immediate).unwrap();
-    sim.inject(Fault::new(FaultKind::FailedSync, 0).on(OpKind::Sync).path_ending(".seg"));
-    make(&store, &vec![put(2, 2, 300)], Durability::Immediate).unwrap_err();
-    store.abandon();
-    sim.inject(Fault::new(FaultKind::EioAfter, 0).on(OpKind::Rename).path_ending("MANIFEST"));
-    options(&sim).open(PATH).unwrap_err();
-    let store = options(&sim).open(PATH).unwrap();
-    make(&store, &vec![put(3, 3, 300)], Durability::Immediate).unwrap();
-    store.abandon();
-    let expected = Model::contents([&vec![put(1, 1, 300)], &vec![put(3, 3, 300)]]);
-    for (state, told) in power_cuts(&sim) {
-        let store = options(&state).open(PATH).unwrap_or_else(|error| panic!("{error}\n{told}"));
-        assert_eq!(contents(&store).unwrap(), expected, "{told}");
+    for fault in manifest_names_lost() {
+        let sim = SimStorage::new();
+        let store = options(&sim).create_new(true).open(PATH).unwrap();
+        make(&store, &vec![put(1, 1, 300)], Durability::Immediate).unwrap();
+        sim.inject(Fault::new(FaultKind::FailedSync, 0).on(OpKind::Sync).path_ending(".seg"));
+        make(&store, &vec![put(2, 2, 300)], Durability::Immediate).unwrap_err();
         store.abandon();
+        sim.inject(fault.clone());
+        options(&sim).open(PATH).unwrap_err();
+        let store = options(&sim).open(PATH).unwrap();
+        make(&store, &vec![put(3, 3, 300)], Durability::Immediate).unwrap();
+        store.abandon();
+        let expected = Model::contents([&vec![put(1, 1, 300)], &vec![put(3, 3, 300)]]);
+        for (state, told) in power_cuts(&sim) {
+            let store = options(&state).open(PATH).unwrap_or_else(|error| panic!("{fault:?}: {error}\n{told}"));
+            assert_eq!(contents(&store).unwrap(), expected, "{fault:?}: {told}");
+            store.abandon();
+        }
     }
 }
 
@@ -810,19 +821,83 @@ fn a_note_that_was_outlived_does_not_come_back() {
 /// with it what had been cut, beside commits of the same numbers.
 #[test]
 fn what_was_cut_does_not_come_back_beside_what_was_committed_since() {
-    let (sim, before) = torn_disk();
-    sim.start_recording();
-    sim.inject(Fault::new(FaultKind::EioAfter, 0).on(OpKind::Rename).path_ending("MANIFEST"));
-    options(&sim).open(PATH).unwrap_err();
-    let store = options(&sim).open(PATH).unwrap();
-    let after = vec![put(9, 9, 300)];
-    make(&store, &after, Durability::Immediate).unwrap();
-    store.abandon();
-    let expected = Model::contents(before.iter().chain([&after]));
-    for (state, told) in power_cuts(&sim) {
-        let store = options(&state).open(PATH).unwrap_or_else(|error| panic!("{error}\n{told}"));
-        assert_eq!(contents(&store).unwrap(), expected, "{told}");
+    for fault in manifest_names_lost() {
+        let (sim, before) = torn_disk();
+        sim.start_recording();
+        sim.inject(fault.clone());
+        options(&sim).open(PATH).unwrap_err();
+        let store = options(&sim).open(PATH).unwrap();
+        let after = vec![put(9, 9, 300)];
+        make(&store, &after, Durability::Immediate).unwrap();
         store.abandon();
+        let expected = Model::contents(before.iter().chain([&after]));
+        for (state, told) in power_cuts(&sim) {
+            let store = options(&state).open(PATH).unwrap_or_else(|error| panic!("{fault:?}: {error}\n{told}"));
+            assert_eq!(contents(&store).unwrap(), expected, "{fault:?}: {told}");
+            store.abandon();
+        }
+    }
+}
+
+/// The story: a segment was being made, its sync failed, and it could not be removed again. It held nothing, so the store went
+/// on with another one; but the process died, and the next one found a segment without commits, put some there and
+/// acknowledged them. A power cut took the header away, or the name, and the commits with it.
+#[test]
+fn a_segment_that_was_not_made_is_not_used_by_the_next_process() {
+    for (op, path) in [(OpKind::Sync, ".seg"), (OpKind::SyncDir, "segments")] {
+        let sim = SimStorage::new();
+        let store = options(&sim).create_new(true).open(PATH).unwrap();
+        sim.inject(Fault::new(FaultKind::FailedSync, 0).on(op).path_ending(path));
+        sim.inject(Fault::new(FaultKind::Eio, 0).on(OpKind::Remove).path_ending(".seg"));
+        make(&store, &vec![put(1, 1, 300)], Durability::Immediate).unwrap_err();
+        store.abandon();
+        assert!(sim.has_file(format!("{PATH}/segments/00000001.seg")));
+        let store = options(&sim).open(PATH).unwrap();
+        make(&store, &vec![put(2, 2, 300)], Durability::Immediate).unwrap();
+        store.abandon();
+        let expected = Model::contents([&vec![put(2, 2, 300)]]);
+        for (state, told) in power_cuts(&sim) {
+            let store = options(&state).open(PATH).unwrap_or_else(|error| panic!("{op}: {error}\n{told}"));
+            assert_eq!(contents(&store).unwrap(), expected, "{op}: {told}");
+            store.abandon();
+        }
+    }
+}
+
+/// The story: a rebuilding failed, or died, when its manifest had its name and that name was not durable. The next opening took
+/// it for durable, removed the runs of the one before and acknowledged a commit; a power cut brought that one back, or none.
+#[test]
+fn what_rests_on_a_manifest_that_a_rebuilding_made_outlives_a_power_cut() {
+    for fault in manifest_names_lost() {
+        for (manifest_is_lost, index_was_written) in [(false, true), (true, true), (true, false)] {
+            let told = format!("{fault:?}, {manifest_is_lost}, {index_was_written}");
+            let sim = SimStorage::new();
+            let store = options(&sim).create_new(true).open(PATH).unwrap();
+            make(&store, &vec![put(1, 1, 300)], Durability::Immediate).unwrap();
+            if index_was_written {
+                store.close().unwrap();
+            } else {
+                store.abandon();
+            }
+            if manifest_is_lost {
+                sim.remove(format!("{PATH}/MANIFEST").as_ref()).unwrap();
+                sim.start_recording();
+            }
+            sim.inject(fault.clone());
+            let _ = options(&sim).rebuild_index(PATH, |_| {});
+            sim.clear_faults();
+            let store = options(&sim).open(PATH).unwrap();
+            make(&store, &vec![put(2, 2, 300)], Durability::Immediate).unwrap();
+            // It comes as far as to make the removals durable.
+            sim.inject(Fault::new(FaultKind::Eio, 0).on(OpKind::Write).path_ending("MANIFEST.tmp"));
+            store.close().unwrap_err();
+            let expected = Model::contents([&vec![put(1, 1, 300)], &vec![put(2, 2, 300)]]);
+            for (state, cut) in power_cuts(&sim) {
+                let store = options(&state).open(PATH).unwrap_or_else(|error| panic!("{told}: {error}\n{cut}"));
+                assert_eq!(contents(&store).unwrap(), expected, "{told}: {cut}");
+                store.abandon();
+            }
+        }
     }
 }
 

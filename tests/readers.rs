@@ -50,6 +50,26 @@ fn a_refresh_moves_a_reader_and_its_clones_on_and_leaves_snapshots_as_they_were(
     assert!(matches!(snapshot.contains("a"), Err(Error::Closed)));
 }
 
+/// The story: a segment without commits was taken away by the next process and its number given anew by the one after that, and
+/// a reader looked for news in the new file as if it were the old one.
+#[test]
+fn a_reader_sees_that_a_segment_without_commits_became_another() {
+    let sim = SimStorage::new();
+    let writer = on(&sim).create_new(true).open(PATH).unwrap();
+    // The header is written, and no commit.
+    sim.inject(Fault::new(FaultKind::Eio, 1).on(OpKind::Write).path_ending(".seg"));
+    writer.put("a", b"none").unwrap_err();
+    let reader = on(&sim).read_only(true).open(PATH).unwrap();
+    writer.abandon();
+    on(&sim).open(PATH).unwrap().abandon();
+    assert!(!sim.has_file("/store/segments/00000001.seg"));
+    let writer = on(&sim).open(PATH).unwrap();
+    writer.put("a", b"some").unwrap();
+    assert!(sim.has_file("/store/segments/00000001.seg"));
+    assert!(reader.refresh().unwrap());
+    assert_eq!(contents(&reader).unwrap(), contents(&writer).unwrap());
+}
+
 #[test]
 fn a_refresh_with_no_news_touches_little() {
     let sim = SimStorage::new();

@@ -557,7 +557,8 @@ fn what_an_opening_could_not_sync_a_rebuilding_does_not_take_for_synced() {
     };
     // Whose sync failed: an opening's, or a first rebuilding's; and whether the manifest is lost, or only the index.
     for (by_opening, manifest_lost) in [(true, true), (true, false), (false, true)] {
-        for (op, path) in [(OpKind::Sync, ".seg"), (OpKind::SyncDir, "segments")] {
+        let directory = if by_opening { SOURCE } else { "segments" };
+        for (op, path) in [(OpKind::Sync, ".seg"), (OpKind::SyncDir, directory)] {
             let told = format!("by an opening: {by_opening}, the manifest lost: {manifest_lost}, {op:?}");
             let sim = SimStorage::new();
             let store = on(&sim).create_new(true).open(SOURCE).unwrap();

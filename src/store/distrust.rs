@@ -9,7 +9,9 @@
 //!
 //! The note itself is not synced. If the power is cut, what it warns of is over: the next open reads the disk itself.
 //! It names the manifest's generation, and counts for that one and the next, which may have been about to take its place;
-//! the open that heeds it writes one beyond those, so it counts once.
+//! the open that heeds it writes one beyond those, so it counts once. Where one lies that is about an earlier generation, that
+//! open may have failed when it synced the name of its manifest, which nothing makes durable any more: the next one writes
+//! another manifest before it goes on.
 //!
 //! A note that is not whole warns as well, though not of what: on a full disk its name may be all there was room for. What
 //! the next open does then is told in [`unsettled`](super::unsettled).

@@ -28,7 +28,7 @@ use crate::store::options::{Create, StoreOptions};
 use crate::store::publish::{index_entry, publish};
 use crate::store::readers::ReaderPin;
 use crate::store::recover::{self, Found, Recovery, TailScan};
-use crate::store::segment::{Segment, Segments, read_header};
+use crate::store::segment::{FIRST_FRAME, Segment, Segments, read_header};
 use crate::store::unsettled;
 use crate::trace::scope;
 
@@ -250,23 +250,19 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     }
     // There is no older manifest to fall back on, should the name of the first one be lost.
     let first_manifest = manifest.generation == FIRST_GENERATION;
-    // With the name of this manifest lost, an older one would be there again; and a note that is about that, or what was cut.
-    let manifest_counts = first_manifest || outlived || cut_before;
-    let names_count = !leftovers.is_empty() || !condemned.is_empty() || !found.is_empty() || manifest_counts;
-    let names = if names_count { settle_names(&**storage, &layout, &found, &files) } else { Ok(()) };
+    // With the name of this manifest lost, an older one would be there again, and what was cut.
+    let manifest_counts = first_manifest || cut_before;
+    let names_count = !leftovers.is_empty() || !condemned.is_empty() || manifest_counts;
+    let names = if names_count { settle_names(&**storage, &layout) } else { Ok(()) };
     let settled = names.and_then(|()| settle(&recovery, &files));
     let settled = settled.inspect_err(|_| unsettled::leave(&**storage, &layout))?;
-    if outlived {
-        distrust::clear(&**storage, &layout)?;
-    }
     replay(&mut version, &segments, recovery);
 
     let mut tails = Vec::new();
     let mut cut = Vec::new();
     for scan in scans {
         let segment = scan.segment;
-        // Where one was found, the names were settled, and it with them.
-        let synced = settled.contains(&segment.id) || found.contains(&segment.id);
+        let synced = settled.contains(&segment.id);
         let end = *segment.accounting.lock();
         // A commit that was found but not accepted is litter as well.
         let refused = scan.end_of_frames > end.end;
@@ -274,6 +270,12 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
             segment.seal(end.end);
             cut.push(segment);
         } else if let Some(file) = files.remove(&segment.id) {
+            if end.end == FIRST_FRAME && found.contains(&segment.id) {
+                // It may be one whose making failed at a sync, and that could not be removed: nothing makes its header and
+                // its name durable any more, and no commit may rest on them.
+                segments.discard(&segment, &*file);
+                continue;
+            }
             if scan.single {
                 segment.seal(end.end);
                 continue;
@@ -290,12 +292,15 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
             });
         }
     }
+    // A note that this manifest outlived: an opening may have left it whose manifest this is, and whose sync of its name
+    // failed. No later sync tells that the name is on the disk; the manifest before it would bring back what was cut.
+    let distrusted = trusted.is_some() || unsettled || outlived;
     Ok(Opened {
         layout,
         manifest,
         version,
         segments,
-        writing: Some(Writing { lock, tails, cut, leftovers, condemned, distrusted: trusted.is_some() || unsettled }),
+        writing: Some(Writing { lock, tails, cut, leftovers, condemned, distrusted }),
     })
 }
 
@@ -492,19 +497,9 @@ impl Loaded {
 }
 
 /// Makes the names in the store's directories durable, where a process that was killed may not have come to it: what the
-/// manifest names must not be taken away, and nothing be written into a file whose name could be lost, before that.
-fn settle_names(
-    storage: &dyn Storage,
-    layout: &Layout,
-    found: &[SegmentId],
-    files: &BTreeMap<SegmentId, Arc<dyn StorageFile>>,
-) -> Result<()> {
-    for id in found {
-        if let Some(file) = files.get(id) {
-            file.sync().map_err(Error::io("sync", &layout.segment(*id)))?;
-        }
-    }
-    for directory in [layout.root().to_path_buf(), layout.segments(), layout.index()] {
+/// manifest names must not be taken away before that. Of segments, who made one with commits in it has done so.
+fn settle_names(storage: &dyn Storage, layout: &Layout) -> Result<()> {
+    for directory in [layout.root().to_path_buf(), layout.index()] {
         storage.sync_dir(&directory).map_err(Error::io("sync", &directory))?;
     }
     Ok(())

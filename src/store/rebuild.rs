@@ -194,7 +194,10 @@ impl Rebuild<'_> {
             // The note counts for the generation that it names and the next: for the one that comes now, too.
             distrust::leave(&**self.storage, self.layout, old.generation, synced);
         }
-        self.replace(&segments, gatherer, Manifest { generation: old.generation + 1, ..old.clone() })
+        let unsettled = unsettled::is_left(&**self.storage, self.layout)?;
+        self.replace(&segments, gatherer, Manifest { generation: old.generation + 1, ..old.clone() })?;
+        // What lies behind the manifest is still to be copied.
+        if unsettled { Ok(()) } else { unsettled::clear(&**self.storage, self.layout) }
     }
 
     /// Everything but the segments is lost.
@@ -253,8 +256,11 @@ impl Rebuild<'_> {
         }
         for one in &surveyed {
             let id = one.segment.id;
-            let has_commits = ends[&id].offset > FIRST_FRAME;
-            settle(&one.segment, &ends[&id], one.litter || refused.contains(&id) || one.single && has_commits);
+            if ends[&id].offset == FIRST_FRAME {
+                // Its making may have failed at a sync: nothing is to be committed there. The next opening takes it away.
+                segments.forget(id);
+            }
+            settle(&one.segment, &ends[&id], one.litter || refused.contains(&id) || one.single);
         }
         let next_segment = SegmentId(listed.keys().next_back().map_or(0, |id| id.get()) + 1);
         let new = Manifest {
@@ -264,10 +270,7 @@ impl Rebuild<'_> {
             ..Manifest::new(segments.store(), segment_bytes)
         };
         self.replace(&segments, gatherer, new)?;
-        if unsettled {
-            unsettled::clear(&**self.storage, self.layout)?;
-        }
-        Ok(())
+        unsettled::clear(&**self.storage, self.layout)
     }
 
     /// Looks how far the commits of every segment reach, and up to which number any of them says that all were durable.
@@ -339,10 +342,8 @@ impl Rebuild<'_> {
         let Verdict::Accept(last) = recover::decide(proven, &evidence, proven) else {
             unreachable!("nothing is asked for but what lies behind what is proven")
         };
-        // And what has no commit yet, since the new manifest names it.
         let accepted: BTreeSet<SegmentId> = tail.range(..=last).map(|(_, found)| found.segment.id).collect();
-        let unproven =
-            || surveyed.iter().filter(|one| accepted.contains(&one.segment.id) || one.end.offset == FIRST_FRAME);
+        let unproven = || surveyed.iter().filter(|one| accepted.contains(&one.segment.id));
         if unsettled {
             let ends = unproven().map(|one| (one.segment.id, one.end.offset));
             unsettled::renew(&**self.storage, self.layout, ends)?;
@@ -377,7 +378,8 @@ impl Rebuild<'_> {
         Ok(Gatherer::new(spill, self.limit, commit_of))
     }
 
-    /// Writes the run and the manifest that names it, and puts them in the place of the old ones.
+    /// Writes the run and the manifest that names it, and puts them in the place of the old ones. The note for the next opening
+    /// lies there when this returns, and is the caller's to clear.
     fn replace(&mut self, segments: &Segments, gatherer: Gatherer<'_>, mut new: Manifest) -> Result<()> {
         let id = gatherer.next_run();
         new.next_run = RunId(id.get() + 1);
@@ -392,7 +394,9 @@ impl Rebuild<'_> {
             self.remove_runs(|run| run == id);
             return Err(error);
         }
-        // From here on the new manifest may be in place, even if this fails.
+        // From here on the new manifest may be in place, even if this fails, and its name not be durable: then nothing tells the
+        // next opening so but the note, which has it write another one.
+        unsettled::leave(&**self.storage, self.layout);
         manifest::install(&**self.storage, self.layout)?;
         self.report.segments = new.segments.len() as u64;
         self.remove_runs(|run| run != id);

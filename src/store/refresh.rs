@@ -21,6 +21,7 @@ use crate::store::manifest;
 use crate::store::open::open_reading;
 use crate::store::readers::ReaderPin;
 use crate::store::recover::read_frame;
+use crate::store::segment::{FIRST_FRAME, read_header};
 
 impl Core {
     /// The view of now, if it is another than this one.
@@ -62,7 +63,10 @@ impl Core {
             };
             let len_bytes = file.facts().map_err(Error::io("measure", path))?.len_bytes;
             let end = segment.accounting.lock().end;
-            if len_bytes < end || read_frame(&segment, &*file, end, len_bytes)?.is_some() {
+            // One without commits may have gone, and its number to another.
+            let became_another =
+                || Ok::<_, Error>(end == FIRST_FRAME && read_header(&*file, path)?.salt != segment.salt);
+            if len_bytes < end || became_another()? || read_frame(&segment, &*file, end, len_bytes)?.is_some() {
                 return Ok(true);
             }
         }

@@ -6,7 +6,8 @@
 //! a power cut, to what the disk never had, and the store would be refused as damaged.
 //!
 //! The other note ([`distrust`](super::distrust)) may be torn, which says that a sync failed and no more: then it is the
-//! same.
+//! same. And a rebuilding of the index leaves this one while its manifest may have its name and not have it durably: whoever
+//! opens the store then writes another manifest before anything is built on that one.
 //!
 //! So where a note lies, an opening syncs none of those files. It copies what lies in them to new ones, syncs these, and
 //! gives them the names of the old ones.

@@ -2,6 +2,7 @@
 //! may.
 
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -23,6 +24,8 @@ pub struct Strikes {
     pub must_refuse: bool,
     /// Whether the store may refuse them: what was to be cut, after a write that failed, could not be.
     pub may_refuse: bool,
+    /// Whether a note for the next opening could not be left, since a call for it failed.
+    pub note_failed: bool,
 }
 
 impl Strikes {
@@ -33,6 +36,10 @@ impl Strikes {
             self.events_read += 1;
             let Event::Call(call) = event else { return };
             self.may_refuse |= call.outcome.is_err() && call.op == OpKind::Truncate;
+            let is_note = ["DISTRUST", "UNSETTLED"].iter().any(|note| call.path.ends_with(note));
+            let is_left = matches!(call.op, OpKind::Open | OpKind::Write);
+            // Who looks for one mostly finds none.
+            self.note_failed |= is_note && is_left && call.outcome.is_err_and(|error| error != ErrorKind::NotFound);
             let failed = call.outcome.is_err() && matches!(call.op, OpKind::Sync | OpKind::SyncDir);
             // What fails of a backup fails the backup.
             if failed && call.path.starts_with(path) {
@@ -57,7 +64,7 @@ impl Strikes {
 
     /// The store was opened again; what failed of the opening was overcome.
     pub fn opened_again(&mut self, sim: &SimStorage, path: &str) {
-        (self.sync_failed, self.may_refuse) = (false, false);
+        (self.sync_failed, self.may_refuse, self.note_failed) = (false, false, false);
         self.look(sim, path);
         self.must_refuse = false;
     }

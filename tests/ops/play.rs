@@ -574,11 +574,11 @@ impl Player {
         })
     }
 
-    /// Whether a sync failed of which the next opening learns nothing, since the note could not be left either: only a
+    /// Whether a sync failed of which the next opening learns nothing, since the calls for a note failed as well: only a
     /// machine that starts again can be trusted then.
     fn is_unwarned(&self) -> bool {
         let noted = ["DISTRUST", "UNSETTLED"].iter().any(|note| self.sim.has_file(format!("{PATH}/{note}")));
-        self.strikes.sync_failed && !noted
+        self.strikes.sync_failed && self.strikes.note_failed && !noted
     }
 
     /// Another process opens the store, while calls fail and then, where that was why it did not open, while none does.
