@@ -55,8 +55,8 @@ pub(crate) struct ReadPlan {
     /// Where each extent begins in the arena, in the order they were given.
     pub(crate) arena_offsets: Vec<u64>,
     pub(crate) arena_bytes: u64,
-    /// Where the reads are [parts](READ_FIRST_PART) of one range, which one thread reads: how long each is but the last. While one
-    /// is being checked, the next is on its way. More threads would take longer to start than they save.
+    /// Where the reads are [parts](READ_FIRST_PART) of one range, which one thread reads in place: how long each is but the last.
+    /// While one is being checked, the next is on its way. More threads would take longer to start than they save.
     pub(crate) part_bytes: Option<usize>,
 }
 
@@ -77,7 +77,7 @@ impl ReadPlan {
             }
             let span = span_len(extents, rest);
             let about_one_read = READ_BYTES as u64 / 2..=READ_BYTES as u64;
-            let is_one = span == order.len() && about_one_read.contains(&wanted);
+            let is_one = whole_blocks && span == order.len() && about_one_read.contains(&wanted);
             plan.part_bytes = is_one.then(|| first_part_bytes(wanted));
             plan.add_span(extents, &rest[..span], whole_blocks, plan.part_bytes.unwrap_or(READ_BYTES) as u64);
             rest = &rest[span..];

@@ -1,16 +1,17 @@
 //! Carries out a read plan: several reads at once, each checked while it is hot, straight into host memory or through
 //! pinned slots to a GPU.
 
+use std::borrow::Borrow;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use alight_format::limits::BLOCK_BYTES;
 use alight_format::{SegmentId, combine, crc32};
 use parking_lot::Mutex;
 
-use crate::config::{READ_BYTES, READ_THREADS_MAX};
+use crate::config::{DIRECT_READ_THREADS_MAX, LONG_READ_BYTES, READ_BYTES, READ_THREADS_MAX};
 use crate::device::transfer::Upload;
 use crate::device::{DeviceBuffer, PinnedMap};
 use crate::error::{Error, Result};
@@ -119,8 +120,11 @@ pub(crate) struct Outcome {
 
 /// From this many bytes on, a GPU takes the checksums itself, once everything has landed: it reads its memory some fifty
 /// times faster than the bus fills it. Below, the threads that read take them while the bytes are hot, which saves waiting for
-/// a kernel.
-pub(crate) const CHECK_ON_DEVICE_BYTES_MIN: u64 = 8 << 20;
+/// a kernel: some 30 µs.
+const CHECK_ON_DEVICE_BYTES_MIN: u64 = 512 << 10;
+
+/// From this many bytes on, it is worth looking for a way that no processor's memory is part of: cuFile, or pinned pages.
+pub(crate) const LARGE_BYTES_MIN: u64 = 8 << 20;
 
 /// Carries out `plan` into `arena`, which is at least as long as the plan says. Blocks until every byte is there and
 /// checked. Host memory: nothing but the ring of slots, for a GPU.
@@ -134,18 +138,32 @@ pub(crate) fn execute(
 ) -> Result<Outcome> {
     // Once for all the calls that this thread makes of the driver.
     let _current = if arena.device().is_host() { None } else { Some(arena.device().make_current()?) };
-    let lanes = if plan.part_bytes.is_some() { 1 } else { lanes_for(READ_THREADS_MAX) };
     let on_device = plan.arena_bytes >= CHECK_ON_DEVICE_BYTES_MIN && arena.device().has_kernels();
     let checks = Checks::new(if on_device { 0 } else { plan.pieces.len() });
     let read = match arena.as_host_pages_mut() {
         Some(bytes) => {
-            read_to_host(plan, find, bytes, lanes, &checks, counters)?;
+            read_to_host(plan, find, bytes, &checks, counters)?;
             LastRead { route: ReadRoute::Host, why: RouteReason::OnTheHost }
         }
-        None => read_to_gpu(plan, find, arena, routes, lanes, (!on_device).then_some(&checks), counters)?,
+        None => read_to_gpu(plan, find, arena, routes, (!on_device).then_some(&checks), counters)?,
     };
     let damaged = if on_device { damaged_on_device(plan, extents, arena)? } else { checks.damaged(plan, extents) };
     Ok(Outcome { damaged, read })
+}
+
+/// How many threads read: many where the bytes come out of the page cache or are scattered, few where the disk is to give long runs
+/// of them. Some of the reads are looked at.
+fn lanes_of<R: Borrow<Read>>(reads: &[R], find: &FindFile<'_>) -> usize {
+    const LOOKS: usize = 8;
+    let bytes: usize = reads.iter().map(|read| read.borrow().len).sum();
+    if reads.len() <= DIRECT_READ_THREADS_MAX || bytes / reads.len() < LONG_READ_BYTES {
+        return lanes_for(READ_THREADS_MAX);
+    }
+    let looked_at = reads.iter().map(Borrow::borrow).step_by(reads.len().div_ceil(LOOKS));
+    // A file that is not found is told of by who reads it.
+    let is_cached = |read: &Read| find(read.segment).is_ok_and(|file| file.is_resident(read.offset, read.len as u64));
+    let (cached, not): (Vec<&Read>, Vec<&Read>) = looked_at.partition(|read| is_cached(read));
+    lanes_for(if cached.len() >= not.len() { READ_THREADS_MAX } else { DIRECT_READ_THREADS_MAX })
 }
 
 /// Reads into host memory, in place: each read has its own stretch of the arena.
@@ -153,7 +171,6 @@ fn read_to_host(
     plan: &ReadPlan,
     find: &FindFile<'_>,
     arena: &mut [u8],
-    lanes: usize,
     checks: &Checks,
     counters: &Counters,
 ) -> Result<()> {
@@ -176,7 +193,7 @@ fn read_to_host(
         targets.push(Mutex::new(Some(target)));
         (rest, start) = (after, read.arena_offset + read.wanted.len() as u64);
     }
-    in_lanes(plan.reads.len(), lanes, |index| {
+    in_lanes(plan.reads.len(), lanes_of(&plan.reads, find), |index| {
         let read = &plan.reads[index];
         let target = targets[index].lock().take().expect("every read is carried out once");
         debug_assert_eq!(target.len(), read.len, "a host arena keeps whole blocks");
@@ -192,55 +209,38 @@ fn read_to_gpu(
     find: &FindFile<'_>,
     arena: &mut DeviceBuffer,
     routes: &Routes,
-    lanes: usize,
     checks: Option<&Checks>,
     counters: &Counters,
 ) -> Result<LastRead> {
-    let Left { reads: left, read: mut taken } = if checks.is_none() {
+    let large = plan.arena_bytes >= LARGE_BYTES_MIN;
+    let lanes = lanes_for(READ_THREADS_MAX);
+    let Left { reads: left, read: mut taken } = if large && checks.is_none() {
         routes.bring_by_cufile(plan, find, arena, lanes, counters)?
     } else {
-        let large = plan.arena_bytes >= CHECK_ON_DEVICE_BYTES_MIN;
         let why = if large { RouteReason::NoKernels } else { RouteReason::Small };
         Left { reads: plan.reads.iter().collect(), read: LastRead { route: ReadRoute::Staged, why } }
     };
     if left.is_empty() {
         return Ok(taken);
     }
-    if checks.is_none() && routes.windows.are_wanted() {
+    if large && checks.is_none() && routes.windows.are_wanted() {
         if bring(&left, find, &routes.windows, arena, lanes, counters)? {
             taken = LastRead { route: ReadRoute::Pinned, why: RouteReason::PagesPinned };
         }
         return Ok(taken);
     }
     let reads: Vec<SlotRead> = left.iter().map(|read| slot_read(read)).collect();
-    // How many were checked as they came, by the one thread that reads in parts.
-    let checked = AtomicUsize::new(0);
     let read = |range: Range<usize>, bytes: &mut [u8]| {
         let mut files = Finder::new(find);
-        if let (Some(part_bytes), Some(checks)) = (plan.part_bytes, checks) {
-            // The last one is left for while the hardware copies.
-            let early = &left[..left.len() - 1];
-            let check = |part: &[u8]| {
-                if let Some(read) = early.get(checked.load(Ordering::Relaxed)) {
-                    checks.take(plan, read, part);
-                    checked.fetch_add(1, Ordering::Relaxed);
-                }
-            };
-            return files
-                .of(left[0].segment)?
-                .read_in_parts(bytes, left[0].offset, part_bytes, counters, check)
-                .map(drop);
-        }
         places(&reads, range).try_for_each(|(index, at)| {
             files.of(left[index].segment)?.read(&mut bytes[at], left[index].offset, counters)
         })
     };
     let check = |range: Range<usize>, bytes: &[u8]| {
         let Some(checks) = checks else { return };
-        let done = checked.load(Ordering::Relaxed);
-        places(&reads, range).skip(done).for_each(|(index, at)| checks.take(plan, left[index], &bytes[at]));
+        places(&reads, range).for_each(|(index, at)| checks.take(plan, left[index], &bytes[at]));
     };
-    fill(arena, &reads, lanes, read, check)?;
+    fill(arena, &reads, lanes_of(&left, find), read, check)?;
     Ok(taken)
 }
 

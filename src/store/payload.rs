@@ -14,7 +14,7 @@ use alight_format::{combine, limits};
 use crate::device::DeviceBuffer;
 use crate::error::{Error, Result};
 use crate::io::transport::{OpenFile, Piece, Transfer};
-use crate::io::{Blob, CHECK_ON_DEVICE_BYTES_MIN, PayloadStream, Waited, pump};
+use crate::io::{Blob, LARGE_BYTES_MIN, PayloadStream, Waited, pump};
 use crate::storage::{Caching, write_all_at};
 use crate::store::commit::Tail;
 use crate::store::core::Core;
@@ -117,8 +117,7 @@ fn write_direct(core: &Arc<Core>, tail: &Tail, frame_len: u64, blobs: &mut [Blob
     let file = OpenFile { file: Arc::clone(&tail.file), path: tail.segment.path.as_path().into() };
     let payload = tail.offset + frame_len;
     let chosen = blobs.iter().enumerate().filter_map(|(index, blob)| {
-        let (buffer, range) =
-            blob.source.on_device().filter(|_| blob.source.len_bytes() >= CHECK_ON_DEVICE_BYTES_MIN)?;
+        let (buffer, range) = blob.source.on_device().filter(|_| blob.source.len_bytes() >= LARGE_BYTES_MIN)?;
         Some(Direct { index, buffer: Arc::clone(buffer), range, file_offset: payload + blob.offset })
     });
     let mut chosen: Vec<Direct> = chosen.collect();
