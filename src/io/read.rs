@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use crate::config::{DIRECT_READ_THREADS_MAX, LONG_READ_BYTES, READ_BYTES, READ_THREADS_MAX};
 use crate::device::transfer::Upload;
-use crate::device::{DeviceBuffer, PinnedMap};
+use crate::device::{Device, DeviceBuffer, PinnedMap};
 use crate::error::{Error, Result};
 use crate::io::fill::{SlotRead, fill, fill_through, places};
 use crate::io::lanes::{in_lanes, lanes_for};
@@ -118,9 +118,9 @@ pub(crate) struct Outcome {
     pub(crate) read: LastRead,
 }
 
-/// From this many bytes on, a GPU takes the checksums itself, once everything has landed: it reads its memory some fifty
-/// times faster than the bus fills it. Below, the threads that read take them while the bytes are hot, which saves waiting for
-/// a kernel: some 30 µs.
+/// From this many bytes on a GPU takes the checksums of what comes from the disk, once everything has landed: no processor has seen
+/// those bytes, and one takes twice as long to fetch them as the GPU does with its kernel (some 30 µs). What comes out of the page
+/// cache a processor has copied, and checks while it is hot, until it is so much that the GPU's memory counts.
 const CHECK_ON_DEVICE_BYTES_MIN: u64 = 512 << 10;
 
 /// From this many bytes on, it is worth looking for a way that no processor's memory is part of: cuFile, or pinned pages.
@@ -138,7 +138,7 @@ pub(crate) fn execute(
 ) -> Result<Outcome> {
     // Once for all the calls that this thread makes of the driver.
     let _current = if arena.device().is_host() { None } else { Some(arena.device().make_current()?) };
-    let on_device = plan.arena_bytes >= CHECK_ON_DEVICE_BYTES_MIN && arena.device().has_kernels();
+    let on_device = is_checked_on(arena.device(), plan, find);
     let checks = Checks::new(if on_device { 0 } else { plan.pieces.len() });
     let read = match arena.as_host_pages_mut() {
         Some(bytes) => {
@@ -149,6 +149,19 @@ pub(crate) fn execute(
     };
     let damaged = if on_device { damaged_on_device(plan, extents, arena)? } else { checks.damaged(plan, extents) };
     Ok(Outcome { damaged, read })
+}
+
+/// Whether a device takes the checksums of a plan by itself.
+fn is_checked_on(device: &Device, plan: &ReadPlan, find: &FindFile<'_>) -> bool {
+    let from_disk = || plan.reads.first().is_some_and(|read| !is_cached(read, find));
+    let bytes = plan.arena_bytes;
+    let is_enough = || bytes >= LARGE_BYTES_MIN || bytes >= CHECK_ON_DEVICE_BYTES_MIN && from_disk();
+    !device.is_host() && is_enough() && device.has_kernels()
+}
+
+/// Whether a read finds its bytes in the page cache. A file that is not found is told of by who reads it.
+fn is_cached(read: &Read, find: &FindFile<'_>) -> bool {
+    find(read.segment).is_ok_and(|file| file.is_resident(read.offset, read.len as u64))
 }
 
 /// How many threads read: many where the bytes come out of the page cache or are scattered, few where the disk is to give long runs
