@@ -271,42 +271,44 @@ pub(super) fn write_parts(
         }
         Ok::<_, io::Error>(())
     };
-    for Part { offset, mut bytes } in parts {
+    for Part { offset, bytes } in parts {
         let number = loop {
             match under_way.iter().position(Option::is_none) {
                 Some(free) => break free,
                 None => land(&mut flight, &mut under_way)?,
             }
         };
-        if let PartBytes::Lent(lent) = &bytes {
-            let begun = lent.name(|memory| {
-                let aligned = is_direct_aligned(memory.addr() as u64, offset, memory.len());
-                #[expect(unsafe_code, reason = "the kernel reads the memory after the call returns")]
-                // SAFETY: the lender has the memory now, and only reads it. Should he take it back while the kernel has its pages,
-                // the commit has been given up.
-                let begun = aligned && unsafe { flight.begin((PWRITE, NOWAIT), memory.cast_mut(), offset, number) };
-                begun
-            });
-            if begun == Some(true) {
-                under_way[number] = Some(Part { offset, bytes });
-                continue;
+        let owned = match bytes {
+            PartBytes::Owned(owned) => owned,
+            PartBytes::Lent(lent) => {
+                let begun = lent.name(|memory| {
+                    let aligned = is_direct_aligned(memory.addr() as u64, offset, memory.len());
+                    #[expect(unsafe_code, reason = "the kernel reads the memory after the call returns")]
+                    // SAFETY: the lender has the memory now, and only reads it. Should he take it back while the kernel has its
+                    // pages, the commit has been given up.
+                    let begun = aligned && unsafe { flight.begin((PWRITE, NOWAIT), memory.cast_mut(), offset, number) };
+                    begun
+                });
+                if begun == Some(true) {
+                    under_way[number] = Some(Part { offset, bytes: PartBytes::Lent(lent) });
+                    continue;
+                }
+                lent.copied()?
             }
-            bytes = PartBytes::Owned(bytes.into_owned()?);
-        }
-        let PartBytes::Owned(owned) = &bytes else { unreachable!("what is lent was copied") };
+        };
         if !is_direct_aligned(owned.as_ptr().addr() as u64, offset, owned.len()) {
-            plainly(owned, offset)?;
+            plainly(&owned, offset)?;
             continue;
         }
-        let memory = std::ptr::from_ref::<[u8]>(owned).cast_mut();
+        let memory = std::ptr::from_ref::<[u8]>(&owned).cast_mut();
         #[expect(unsafe_code, reason = "the kernel reads the memory after the call returns")]
         // SAFETY: the part is kept in `under_way`, untouched, until the flight has answered for its number or, where this ends
         // early, has been dropped; its memory does not move with it.
         let begun = unsafe { flight.begin((PWRITE, 0), memory, offset, number) };
         if begun {
-            under_way[number] = Some(Part { offset, bytes });
+            under_way[number] = Some(Part { offset, bytes: owned.into() });
         } else {
-            plainly(owned, offset)?;
+            plainly(&owned, offset)?;
         }
     }
     while flight.count > 0 {
