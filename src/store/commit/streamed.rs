@@ -160,6 +160,7 @@ impl Committer {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::{Deref, Range};
     use std::sync::atomic::Ordering;
 
     use super::*;
@@ -202,29 +203,52 @@ mod tests {
     fn a_payload_is_written_in_parts_and_the_frame_last_with_one_sync_behind() {
         let disk = SimStorage::new();
         let store = open(&disk);
-        store.put("first", &value(0)[..]).unwrap();
+        store.put("first", &*off_a_page(&value(0))).unwrap();
         let before = disk.trace().len();
-        store.put("second", &value(1)[..]).unwrap();
+        store.put("second", &*off_a_page(&value(1))).unwrap();
         let mut expected = vec![OpKind::Write; PARTS.len() + 1];
         expected.push(OpKind::Sync);
         assert_eq!(writes_and_syncs(&disk, before), expected);
         assert!(store.get("second", &Device::host()).unwrap().as_host() == Some(&value(1)[..]));
     }
 
-    fn on_whole_pages(bytes: &[u8]) -> AlignedBuf {
-        let mut pages = AlignedBuf::zeroed(bytes.len());
-        pages[..bytes.len()].copy_from_slice(bytes);
-        pages
+    /// Bytes that begin on a page, or off one: where a vector's do is chance.
+    struct Placed {
+        pages: AlignedBuf,
+        range: Range<usize>,
+    }
+
+    fn placed(bytes: &[u8], start: usize) -> Placed {
+        let range = start..start + bytes.len();
+        let mut pages = AlignedBuf::zeroed(range.end);
+        pages[range.clone()].copy_from_slice(bytes);
+        Placed { pages, range }
+    }
+
+    fn on_a_page(bytes: &[u8]) -> Placed {
+        placed(bytes, 0)
+    }
+
+    fn off_a_page(bytes: &[u8]) -> Placed {
+        placed(bytes, 8)
+    }
+
+    impl Deref for Placed {
+        type Target = [u8];
+
+        fn deref(&self) -> &[u8] {
+            &self.pages[self.range.clone()]
+        }
     }
 
     #[test]
     fn what_lies_on_whole_pages_is_lent_until_the_disk_has_it_copied_all_the_same() {
         let disk = SimStorage::new();
         let store = open(&disk);
-        store.put("first", &value(0)[..]).unwrap();
+        store.put("first", &*off_a_page(&value(0))).unwrap();
         for (number, writes) in [(1, 3), (2, PARTS.len() + 1)] {
             let (value, before) = (value(number), disk.trace().len());
-            store.put(number.to_string(), &on_whole_pages(&value)[..value.len()]).unwrap();
+            store.put(number.to_string(), &*on_a_page(&value)).unwrap();
             let mut expected = vec![OpKind::Write; writes];
             expected.push(OpKind::Sync);
             assert_eq!(writes_and_syncs(&disk, before), expected);
@@ -238,7 +262,7 @@ mod tests {
     fn what_is_lent_to_a_real_disk_is_there_afterwards() {
         let folder = tempfile::tempdir().unwrap();
         let bytes = value(1).repeat(4);
-        let pages = on_whole_pages(&bytes);
+        let pages = on_a_page(&bytes);
         let lens = [1 << 20, (1 << 20) - 1, 300_000, 262_145];
         let store = Store::create(folder.path().join("s")).unwrap();
         for len in lens {
@@ -262,13 +286,13 @@ mod tests {
             for (nth, lent) in (0..=PARTS.len() as u64).map(|nth| (nth, false)).chain((0..3).map(|nth| (nth, true))) {
                 let disk = SimStorage::new();
                 let store = open(&disk);
-                store.put("first", &value(0)[..]).unwrap();
+                store.put("first", &*off_a_page(&value(0))).unwrap();
                 disk.inject(Fault::new(kind, nth).on(OpKind::Write));
-                let (second, pages) = (value(1), on_whole_pages(&value(1)));
-                let outcome = store.put("second", if lent { &pages[..second.len()] } else { &second[..] });
+                let second = if lent { on_a_page(&value(1)) } else { off_a_page(&value(1)) };
+                let outcome = store.put("second", &*second);
                 assert_eq!(outcome.is_ok(), matches!(kind, FaultKind::Short | FaultKind::Eintr), "{kind:?} {nth}");
                 assert_eq!(store.contains("second").unwrap(), outcome.is_ok());
-                store.put("third", &value(2)[..]).unwrap();
+                store.put("third", &*off_a_page(&value(2))).unwrap();
                 store.close().unwrap();
                 let store = open(&disk);
                 assert!(store.get("third", &Device::host()).unwrap().as_host() == Some(&value(2)[..]));
@@ -282,7 +306,7 @@ mod tests {
     fn a_commit_whose_caller_is_gone_is_taken_back() {
         let disk = SimStorage::new();
         let store = open(&disk);
-        store.put("first", &value(0)[..]).unwrap();
+        store.put("first", &*off_a_page(&value(0))).unwrap();
         let core = store.core().unwrap();
         for filled in [0, 1, 3] {
             let buffer = core.buffers.take(4096 + 65_536);
@@ -297,7 +321,7 @@ mod tests {
             drop(stream);
             assert!(matches!(begun.wait(), Err(Error::Panicked { .. })));
         }
-        store.put("second", &value(1)[..]).unwrap();
+        store.put("second", &*off_a_page(&value(1))).unwrap();
         drop(core);
         store.close().unwrap();
         let store = open(&disk);
