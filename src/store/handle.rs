@@ -164,7 +164,8 @@ impl Store {
     ///
     /// The tensor may be in host memory or on a device: a `&[u8]` (stored as `u8[len]`), a [`TensorRef`] or a
     /// [`Tensor`]. From 256 KiB to 1 MiB of host memory that begin on a page of 4 KiB (a `Tensor` on the host does, and pinned
-    /// memory) are not copied on their way to the disk: 1 MiB is durable a tenth sooner.
+    /// memory) are not copied on their way to the disk, and must not change meanwhile by any hand: 1 MiB is durable a tenth
+    /// sooner.
     ///
     /// # Errors
     /// As [`Batch::put`] and [`Batch::commit`].

@@ -179,7 +179,8 @@ impl StoreOptions {
     ///
     /// Reading the tensors is done before, on the caller's thread. A copy out of a GPU that does not come back is given up as
     /// well: an error of that call alone, and what the copy uses is kept for ever. Nobody can give up a call of NVIDIA's driver
-    /// that does not even take a copy; a reader of the caller's own is the caller's.
+    /// that does not even take a copy; a reader of the caller's own is the caller's. Nor the call that hands the kernel a value
+    /// which is put without a copy (see [`Store::put`]), and which is told not to wait for the disk.
     ///
     /// With a deadline a commit is written by a thread of the store's own, and two threads are woken for it: some 6 µs where
     /// processors are awake, up to 50 µs on a virtual machine whose processors sleep.
