@@ -173,9 +173,7 @@ fn lanes_of<R: Borrow<Read>>(reads: &[R], find: &FindFile<'_>) -> usize {
         return lanes_for(READ_THREADS_MAX);
     }
     let looked_at = reads.iter().map(Borrow::borrow).step_by(reads.len().div_ceil(LOOKS));
-    // A file that is not found is told of by who reads it.
-    let is_cached = |read: &Read| find(read.segment).is_ok_and(|file| file.is_resident(read.offset, read.len as u64));
-    let (cached, not): (Vec<&Read>, Vec<&Read>) = looked_at.partition(|read| is_cached(read));
+    let (cached, not): (Vec<&Read>, Vec<&Read>) = looked_at.partition(|read| is_cached(read, find));
     lanes_for(if cached.len() >= not.len() { READ_THREADS_MAX } else { DIRECT_READ_THREADS_MAX })
 }
 
