@@ -1,6 +1,6 @@
 //! A commit's payload: where each blob lies in it, and its bytes as one stream with the checksums taken on the way.
 
-use alight_format::{combine, crc32, limits};
+use alight_format::{combine, limits};
 
 use crate::device::transfer::Wait;
 use crate::error::Result;
@@ -41,14 +41,14 @@ impl<'a> Blob<'a> {
         Self { source, offset, chunk_crcs: Vec::new(), crc: 0, checked: false }
     }
 
-    /// Takes the checksums of all its bytes, where they lie in host memory: for what no stream passes.
-    pub(crate) fn take_checksums(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(limits::CHUNK_BYTES as usize) {
-            let crc = crc32(chunk);
-            self.crc = combine(self.crc, crc, chunk.len() as u64);
-            if limits::chunk_count(bytes.len() as u64) > 0 {
-                self.chunk_crcs.push(crc);
-            }
+    /// Takes the checksums of its chunks from who brings the bytes by another way than a stream.
+    pub(crate) fn set_checksums(&mut self, chunks: Vec<u32>) {
+        let length = self.source.len_bytes();
+        let starts = (0..length).step_by(limits::CHUNK_BYTES as usize);
+        let lens = starts.map(|start| (length - start).min(limits::CHUNK_BYTES));
+        self.crc = chunks.iter().zip(lens).fold(0, |so_far, (&crc, len)| combine(so_far, crc, len));
+        if limits::chunk_count(length) > 0 {
+            self.chunk_crcs = chunks;
         }
         self.checked = true;
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use alight_format::{EncodedBody, Entry, EntryKind, IndexEntry, SegmentId, Seq, limits};
+use alight_format::{EncodedBody, Entry, EntryKind, IndexEntry, SegmentId, Seq, crc32, limits};
 
 use crate::config::STREAMED_PART_OF_SMALL;
 use crate::error::{Error, Result};
@@ -274,7 +274,7 @@ fn commit_streamed(
     if let (Some(_), [blob]) = (lent, &mut *blobs)
         && let Some(all) = blob.source.as_host()
     {
-        blob.take_checksums(all);
+        blob.set_checksums(all.chunks(limits::CHUNK_BYTES as usize).map(crc32).collect());
     }
     let wait = core.wait_for_device();
     let mut payload = PayloadStream::new(blobs, 0, &wait);

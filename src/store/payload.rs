@@ -9,7 +9,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use alight_format::{combine, limits};
+use alight_format::limits;
 
 use crate::device::DeviceBuffer;
 use crate::error::{Error, Result};
@@ -136,11 +136,7 @@ fn write_direct(core: &Arc<Core>, tail: &Tail, frame_len: u64, blobs: &mut [Blob
     })?;
     let Some((direct, crcs)) = written else { return Ok(Vec::new()) };
     for (direct, crcs) in direct.iter().zip(crcs) {
-        let blob = &mut blobs[direct.index];
-        let chunks = direct.chunks();
-        blob.crc =
-            chunks.iter().zip(&crcs).fold(0, |so_far, (chunk, &crc)| combine(so_far, crc, chunk.end - chunk.start));
-        (blob.chunk_crcs, blob.checked) = (crcs, true);
+        blobs[direct.index].set_checksums(crcs);
     }
     let in_commit = |direct: &Direct| {
         let start = direct.file_offset - tail.offset;
