@@ -771,13 +771,18 @@ fn what_an_opening_could_not_sync_the_next_one_does_not_take_for_synced() {
         make(&store, &vec![put(2, 2, 300)], Durability::Immediate).unwrap();
         store.abandon();
         let expected = Model::contents([&vec![put(1, 1, 300)], &vec![put(2, 2, 300)]]);
-        for (state, told) in power_cuts(&sim) {
-            let store = options(&state).open(PATH).unwrap_or_else(|error| panic!("{error}\n{told}"));
-            assert_eq!(contents(&store).unwrap(), expected, "{told}");
-            store.abandon();
-        }
+        every_cut_leaves(&sim, &expected, "");
         let left = |name: &str| sim.files().iter().any(|path| path.to_string_lossy().contains(name));
         assert!(!left("UNSETTLED") && !left(".seg.tmp"), "{:?}", sim.files());
+    }
+}
+
+/// Whatever a power cut takes away, the store opens and holds what is expected.
+fn every_cut_leaves(sim: &SimStorage, expected: &Contents, case: &str) {
+    for (state, told) in power_cuts(sim) {
+        let store = options(&state).open(PATH).unwrap_or_else(|error| panic!("{case}: {error}\n{told}"));
+        assert_eq!(contents(&store).unwrap(), *expected, "{case}: {told}");
+        store.abandon();
     }
 }
 
@@ -808,11 +813,7 @@ fn a_note_that_was_outlived_does_not_come_back() {
         make(&store, &vec![put(3, 3, 300)], Durability::Immediate).unwrap();
         store.abandon();
         let expected = Model::contents([&vec![put(1, 1, 300)], &vec![put(3, 3, 300)]]);
-        for (state, told) in power_cuts(&sim) {
-            let store = options(&state).open(PATH).unwrap_or_else(|error| panic!("{fault:?}: {error}\n{told}"));
-            assert_eq!(contents(&store).unwrap(), expected, "{fault:?}: {told}");
-            store.abandon();
-        }
+        every_cut_leaves(&sim, &expected, &format!("{fault:?}"));
     }
 }
 
@@ -831,11 +832,7 @@ fn what_was_cut_does_not_come_back_beside_what_was_committed_since() {
         make(&store, &after, Durability::Immediate).unwrap();
         store.abandon();
         let expected = Model::contents(before.iter().chain([&after]));
-        for (state, told) in power_cuts(&sim) {
-            let store = options(&state).open(PATH).unwrap_or_else(|error| panic!("{fault:?}: {error}\n{told}"));
-            assert_eq!(contents(&store).unwrap(), expected, "{fault:?}: {told}");
-            store.abandon();
-        }
+        every_cut_leaves(&sim, &expected, &format!("{fault:?}"));
     }
 }
 
@@ -856,11 +853,7 @@ fn a_segment_that_was_not_made_is_not_used_by_the_next_process() {
         make(&store, &vec![put(2, 2, 300)], Durability::Immediate).unwrap();
         store.abandon();
         let expected = Model::contents([&vec![put(2, 2, 300)]]);
-        for (state, told) in power_cuts(&sim) {
-            let store = options(&state).open(PATH).unwrap_or_else(|error| panic!("{op}: {error}\n{told}"));
-            assert_eq!(contents(&store).unwrap(), expected, "{op}: {told}");
-            store.abandon();
-        }
+        every_cut_leaves(&sim, &expected, &format!("{op}"));
     }
 }
 
@@ -892,11 +885,7 @@ fn what_rests_on_a_manifest_that_a_rebuilding_made_outlives_a_power_cut() {
             sim.inject(Fault::new(FaultKind::Eio, 0).on(OpKind::Write).path_ending("MANIFEST.tmp"));
             store.close().unwrap_err();
             let expected = Model::contents([&vec![put(1, 1, 300)], &vec![put(2, 2, 300)]]);
-            for (state, cut) in power_cuts(&sim) {
-                let store = options(&state).open(PATH).unwrap_or_else(|error| panic!("{told}: {error}\n{cut}"));
-                assert_eq!(contents(&store).unwrap(), expected, "{told}: {cut}");
-                store.abandon();
-            }
+            every_cut_leaves(&sim, &expected, &told);
         }
     }
 }
