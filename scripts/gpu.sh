@@ -64,7 +64,7 @@ run() {
   export ALIGHT_REQUIRE_GPU=1
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
   # The tests name files of this tree: they run in its root.
-  for test in unit device gpu store gds cufile; do
+  for test in unit device gpu store gds cufile deadlines; do
     [ -x "$bin/test-$test" ] || continue
     echo "== test $test"
     # cuFile's streams fail now and then beside other threads: see src/cufile/mod.rs.

@@ -5,6 +5,7 @@
 //! - When the pump is done, or has failed, no window is in flight and what flushed them is dropped; only where it is stuck
 //!   some are.
 
+use std::iter;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -16,11 +17,12 @@ use parking_lot::Mutex;
 
 use super::pipeline::words;
 use super::watched::{Steps, Waited, Watched, step};
-use crate::config::{WRITE_BUFFER_BYTES, WRITE_BUFFERS};
+use crate::config::{FIRST_WRITE_BYTES, WRITE_BUFFER_BYTES, WRITE_BUFFERS, WRITE_GROWTH};
 use crate::error::{Error, Result};
 use crate::storage::{BufferPool, PooledBuf};
 
-/// Carries ranges, in rising order, from `fill` to `flush`, in windows of at most [`WRITE_BUFFER_BYTES`].
+/// Carries ranges, in rising order, from `fill` to `flush`, in windows of at most [`WRITE_BUFFER_BYTES`], the first of
+/// [`FIRST_WRITE_BYTES`], so that the disk begins early.
 ///
 /// `fill(offset, window)` is called on this thread, once for each window, in rising order; `flush(offset, window)` on
 /// others, for several windows at once. The first failure of either ends the pump. Memory: [`WRITE_BUFFERS`] windows of the
@@ -35,18 +37,15 @@ pub(crate) fn pump(
 ) -> Result<Waited> {
     let longest = ranges.iter().map(|range| range.end - range.start).max().unwrap_or(0);
     let window = (WRITE_BUFFER_BYTES as u64).min(longest).max(1);
-    let count: u64 = ranges.iter().map(|range| (range.end - range.start).div_ceil(window)).sum();
-    let mut windows = ranges.iter().flat_map(|range| {
-        let end = range.end;
-        range.clone().step_by(window as usize).map(move |start| (start, window.min(end - start) as usize))
-    });
+    let mut windows = windows(ranges);
+    let count = windows.clone().count();
 
     let (give, free) = mpsc::channel();
     let (full, take) = mpsc::channel();
     let shared =
         Arc::new(Shared { take: Mutex::new(take), failure: Mutex::new(None), unwanted: AtomicBool::new(false), flush });
     // Nothing is gained by another thread for one window, but that it may be left alone.
-    let lanes = if count <= 1 && deadline.is_none() { 0 } else { count.min(WRITE_BUFFERS as u64 - 1) };
+    let lanes = if count <= 1 && deadline.is_none() { 0 } else { count.min(WRITE_BUFFERS - 1) };
     let started = (0..lanes).take_while(|_| {
         let (shared, give, steps) = (Arc::clone(&shared), give.clone(), threads.steps());
         let work = move || {
@@ -99,6 +98,23 @@ pub(crate) fn pump(
             _ => Ok(Waited::Done),
         },
     }
+}
+
+/// Cuts ranges into windows: where each begins, and how long it is.
+fn windows(ranges: &[Range<u64>]) -> impl Iterator<Item = (u64, usize)> + Clone {
+    let mut ranges = ranges.iter().filter(|range| !range.is_empty()).cloned();
+    let (mut rest, mut longest) = (0..0, FIRST_WRITE_BYTES);
+    iter::from_fn(move || {
+        if rest.is_empty() {
+            rest = ranges.next()?;
+        }
+        let len = longest.min(rest.end - rest.start);
+        let start = rest.start;
+        rest.start += len;
+        longest = (longest * WRITE_GROWTH).min(WRITE_BUFFER_BYTES as u64);
+        // No longer than a buffer.
+        Some((start, len as usize))
+    })
 }
 
 /// What the threads that flush have in common.
@@ -215,6 +231,14 @@ mod tests {
     }
 
     #[test]
+    fn the_first_window_is_short_and_the_next_ones_as_long_as_a_buffer() {
+        let lens = |ranges: &[Range<u64>]| windows(ranges).map(|(_, len)| len >> 10).collect::<Vec<_>>();
+        assert_eq!(lens(from_ref(&(0..16 << 20))), [512, 2048, 4096, 4096, 4096, 1536]);
+        assert_eq!(lens(&[0..256 << 10, 1 << 20..1 << 20, 2 << 20..9 << 20]), [256, 2048, 4096, 1024]);
+        assert_eq!(lens(&[]), []);
+    }
+
+    #[test]
     fn every_byte_arrives_once_where_it_belongs() {
         let window = WRITE_BUFFER_BYTES as u64;
         let whole = [0, 1, 4096, window - 1, window, window + 1, 3 * window, 5 * window + 77]
@@ -255,8 +279,7 @@ mod tests {
     #[test]
     fn the_first_failure_of_either_side_is_returned_and_ends_the_pump() {
         let total = 20 * WRITE_BUFFER_BYTES as u64;
-        for failing in 0..20u64 {
-            let at = failing * WRITE_BUFFER_BYTES as u64;
+        for (failing, (at, _)) in (0..).zip(windows(from_ref(&(0..total)))) {
             let filled = AtomicU64::new(0);
             let in_fill = pump_all(
                 from_ref(&(0..total)),

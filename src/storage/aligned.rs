@@ -7,6 +7,8 @@ use std::sync::Arc;
 use memmap2::MmapMut;
 use parking_lot::Mutex;
 
+use crate::config::{WRITE_BUFFER_BYTES, WRITE_BUFFERS};
+
 /// The alignment that a direct transfer keeps: of address, offset and length. Every common disk's logical block is 512
 /// or 4096 bytes; the format's block is 4096, so nothing is lost by always taking the larger.
 pub const DIRECT_ALIGN_BYTES: u64 = 4096;
@@ -129,8 +131,8 @@ pub struct BufferPool {
     free: Mutex<Vec<AlignedBuf>>,
 }
 
-/// The most that a pool keeps: three buffers of a large commit, and a few of small ones.
-const KEPT_BYTES: usize = 24 << 20;
+/// The most that a pool keeps: all buffers of a large commit, and a few of small ones.
+const KEPT_BYTES: usize = WRITE_BUFFERS * WRITE_BUFFER_BYTES + (4 << 20);
 
 impl BufferPool {
     /// A buffer of `len` bytes, whose contents are whatever its last user left there.

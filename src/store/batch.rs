@@ -119,7 +119,7 @@ impl<'a> Batch<'a> {
     /// returns an error, none of them is visible; after a power cut each batch is there whole or not at all.
     ///
     /// Blocks for one write and one sync up to 1 MiB of payload, shared with the commits of other threads, and for the
-    /// stream of the payload and two syncs above. Takes 10 MiB of memory at most for
+    /// stream of the payload and two syncs above. Takes 32 MiB of memory at most for
     /// the payload, whatever its length, and under 1 KiB for each change.
     ///
     /// A tensor's bytes must not change meanwhile: on a GPU, who writes to its memory through another library must have
