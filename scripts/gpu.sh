@@ -6,8 +6,9 @@
 #                                 a checkpoint of GIB gibibytes (4.25) through the store and the GPU and compares it
 #                                 with what torch loads, measures, and prints a short table last
 #
-#   scripts/gpu.sh peers [GIB]    there: loads GIB gibibytes (6) with alight and with the published loaders that python3 can
-#                                 import, by turns
+#   scripts/gpu.sh peers [GIB] [decoder|crowd]
+#                                 there: loads GIB gibibytes (6) of a decoder's tensors, or of a crowd of small ones, with alight
+#                                 and with the published loaders that python3 can import, by turns
 #
 # `run` needs python3 with torch and safetensors. It works in $TMPDIR, and takes about five times GIB there.
 set -euo pipefail
@@ -116,7 +117,7 @@ case ${1:-} in
     folder=$(mktemp -d)
     # shellcheck disable=SC2064 # the folder is known now
     trap "rm -rf '$folder'" EXIT
-    python3 scripts/gpu_peers.py "$PWD/.gpu/bin/alight" "$folder" "${2:-6}" 3
+    python3 scripts/gpu_peers.py "$PWD/.gpu/bin/alight" "$folder" "${2:-6}" 3 "${3:-decoder}"
     ;;
-  *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
