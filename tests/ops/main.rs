@@ -1,12 +1,14 @@
 //! Sequences of operations of a store, with faults and power cuts between them, drawn at random and judged by a model: the
 //! fuzz target `store_ops` in `fuzz/` is this with a fuzzer's bytes.
 //!
-//! `ALIGHT_OPS=N` plays N scripts instead of a few thousand, `ALIGHT_OPS_SEED=N` others.
+//! `ALIGHT_OPS=N` plays N scripts instead of a few thousand, `ALIGHT_OPS_SEED=N` others. What two failures in a row come to is
+//! tried out in [`pairs`].
 
 #[path = "../common/mod.rs"]
 mod common;
 
 mod ask;
+mod pairs;
 mod play;
 mod script;
 

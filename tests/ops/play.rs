@@ -8,7 +8,7 @@
 //! - Everything runs on the caller's thread, so that the same script makes the same calls.
 
 use alight::storage::Storage;
-use alight::storage::sim::{Fault, Sabotage, SimStorage};
+use alight::storage::sim::{Event, Fault, OpKind, Sabotage, SimStorage};
 use alight::{CompactOptions, Durability, Error, Eviction, Maintenance, Snapshot, Store, StoreOptions};
 
 use super::ask::{View, ask};
@@ -26,6 +26,9 @@ const SNAPSHOTS_MAX: usize = 3;
 
 /// How many backups are made at most.
 const BACKUPS_MAX: usize = 2;
+
+/// How often an opening is tried while calls fail, before the faults are over.
+const OPENINGS_MAX: usize = 3;
 
 /// After so many commits that failed in a row the machine is started again: which of them are there is tried out.
 const FAILED_MAX: usize = 5;
@@ -64,7 +67,13 @@ struct Player {
     backups: Vec<(String, Contents)>,
     /// How many places were used up by backups and repairs.
     places: usize,
-    /// Calls struck before this step began.
+    /// Faults to come: on the disk of that number, counted from its first power cut on.
+    faults: Vec<(usize, Fault)>,
+    /// The calls that each disk answered so far, the current one's aside.
+    calls: Vec<Vec<OpKind>>,
+    /// How many calls made the store.
+    made_by: usize,
+    /// Calls struck before this step began, or this opening.
     struck_before: u64,
     full: bool,
     tally: Tally,
@@ -74,12 +83,28 @@ struct Player {
 ///
 /// With `ALIGHT_OPS_TRACE` in the environment every call of the disk is printed with it.
 pub(crate) fn play(script: &Script, sabotage: &Sabotage) -> Result<Tally, String> {
-    let mut player = Player::new(script.setting, sabotage)?;
-    let outcome = player.play(script);
+    let mut player = Player::new(script.setting, sabotage, Vec::new())?;
+    let outcome = player.play(script).and_then(|()| player.end());
     if outcome.is_err() {
         print_trace(&player.sim);
     }
     outcome
+}
+
+/// Plays a script with faults that strike the calls of its disks, the first one's or those after so many power cuts; ends it with
+/// each of some losses. Answers the calls that were made of each disk.
+pub(crate) fn play_struck(
+    script: &Script,
+    faults: &[(usize, Fault)],
+    losses: &[Loss],
+) -> Result<Vec<Vec<OpKind>>, String> {
+    let mut player = Player::new(script.setting, &Sabotage::default(), faults.to_vec())?;
+    let outcome = player.play(script).and_then(|()| player.end_in_many_ways(losses));
+    if outcome.is_err() {
+        print_trace(&player.sim);
+    }
+    outcome?;
+    Ok(player.calls)
 }
 
 /// Prints every call of a disk, for who asked for it.
@@ -90,7 +115,7 @@ fn print_trace(sim: &SimStorage) {
 }
 
 impl Player {
-    fn play(&mut self, script: &Script) -> Result<Tally, String> {
+    fn play(&mut self, script: &Script) -> Result<(), String> {
         for (number, step) in (1..).zip(&script.steps) {
             self.sim.note(format!("step {number}, {step}"));
             self.begin_step();
@@ -101,10 +126,10 @@ impl Player {
                 tried.map_err(|wrong| format!("when it went on after step {number}: {wrong}"))?;
             }
         }
-        self.end().map_err(|wrong| format!("at the end: {wrong}"))
+        Ok(())
     }
 
-    fn new(setting: Setting, sabotage: &Sabotage) -> Result<Self, String> {
+    fn new(setting: Setting, sabotage: &Sabotage, faults: Vec<(usize, Fault)>) -> Result<Self, String> {
         let mut player = Self {
             sim: SimStorage::new(),
             setting,
@@ -116,6 +141,9 @@ impl Player {
             reader: None,
             backups: Vec::new(),
             places: 0,
+            faults,
+            calls: Vec::new(),
+            made_by: 0,
             struck_before: 0,
             full: false,
             tally: Tally::default(),
@@ -125,6 +153,8 @@ impl Player {
             player.options().create_new(true).open(PATH).map_err(|error| format!("making the store: {error}"))?;
         player.store = Some(made);
         player.strikes.look(&player.sim, PATH);
+        player.made_by = player.sim.calls_made() as usize;
+        player.arm();
         Ok(player)
     }
 
@@ -154,6 +184,20 @@ impl Player {
     fn furnish(&self) {
         self.sim.set_abilities(self.setting.abilities);
         self.sim.set_sabotage(self.sabotage.clone());
+    }
+
+    /// Arms the faults that are to strike this disk.
+    fn arm(&self) {
+        let here = self.faults.iter().filter(|(disk, _)| *disk == self.calls.len());
+        here.for_each(|(_, fault)| self.sim.inject(fault.clone()));
+    }
+
+    /// Takes down which calls this disk answered, and turns to the next.
+    fn leave_disk(&mut self) {
+        let trace = self.sim.trace();
+        let calls = trace.events().filter_map(|event| if let Event::Call(call) = event { Some(call.op) } else { None });
+        let made_by = if self.calls.is_empty() { self.made_by } else { 0 };
+        self.calls.push(calls.skip(made_by).collect());
     }
 
     fn begin_step(&mut self) {
@@ -519,13 +563,18 @@ impl Player {
             Ok(()) => {
                 self.model.all_durable();
                 self.model.failed.clear();
-                self.heal();
                 match then {
                     Closed::Nothing => {}
-                    Closed::Repair => self.repair()?,
+                    Closed::Repair => {
+                        self.heal();
+                        self.repair()?;
+                    }
+                    // Where it fails, all is as it was.
                     Closed::RebuildIndex => {
-                        let rebuilt = self.options().rebuild_index(PATH, |_| {});
-                        rebuilt.map_err(|error| format!("the index made anew: {error}"))?;
+                        if let Err(error) = self.options().rebuild_index(PATH, |_| {}) {
+                            self.excuse_write("the index made anew", &error)?;
+                        }
+                        self.strikes.look(&self.sim, PATH);
                     }
                 }
             }
@@ -557,9 +606,11 @@ impl Player {
         let trace = self.sim.trace();
         let walker = trace.walk_to(trace.len());
         let choice = loss.choice(walker.pending().len());
+        self.leave_disk();
         let before = std::mem::replace(&mut self.sim, walker.materialize(&choice));
         self.sim.start_recording();
         self.furnish();
+        self.arm();
         self.full = false;
         self.struck_before = 0;
         self.strikes.another_disk();
@@ -581,18 +632,23 @@ impl Player {
         self.strikes.sync_failed && self.strikes.note_failed && !noted
     }
 
-    /// Another process opens the store, while calls fail and then, where that was why it did not open, while none does.
+    /// Another process opens the store, while calls fail; where that is why it does not open, another one tries, and in the end
+    /// none fails.
     fn open_again(&mut self) -> Result<(), String> {
-        let store = match self.options().open(PATH) {
-            Ok(store) => store,
-            Err(error) => {
-                self.excuse_opening(&error)?;
+        let mut openings = 1;
+        let store = loop {
+            match self.options().open(PATH) {
+                Ok(store) => break store,
+                Err(error) => self.excuse_opening(&error)?,
+            }
+            if openings == OPENINGS_MAX {
                 self.heal();
-                self.strikes.look(&self.sim, PATH);
-                if self.is_unwarned() {
-                    return self.cut_the_power(Loss::Nothing);
-                }
-                self.options().open(PATH).map_err(|error| format!("with nothing failing, it does not open: {error}"))?
+            }
+            openings += 1;
+            self.struck_before = self.sim.faults_struck();
+            self.strikes.look(&self.sim, PATH);
+            if self.is_unwarned() {
+                return self.cut_the_power(Loss::Nothing);
             }
         };
         self.tally.opens += 1;
@@ -645,24 +701,64 @@ impl Player {
         explained
     }
 
-    /// The faults are over: reads go on, writes where nothing hinders them; then the store is left, and opened on what was
-    /// written or on what a power cut leaves.
-    fn end(&mut self) -> Result<Tally, String> {
+    /// The faults are over: reads go on, and writes where nothing hinders them.
+    fn go_on(&mut self) -> Result<(), String> {
         self.begin_step();
         self.heal();
         self.ask(&Question::Everything)?;
         for (number, len) in [(1 << 32, 300), (1 << 33, 9000)] {
             self.commit(&vec![(format!("end{number}").into_bytes(), Some(bytes(number, len)))], Durability::Immediate)?;
         }
-        self.check_backups()?;
-        match self.setting.last_loss {
-            None => self.kill()?,
-            Some(loss) => self.cut_the_power(loss)?,
-        }
+        self.check_backups()
+    }
+
+    /// The store is sound when it was opened for the last time, and is closed.
+    fn be_closed(&mut self) -> Result<(), String> {
         self.verify()?;
-        self.let_go().map_or(Ok(()), Store::close).map_err(|error| format!("the last close: {error}"))?;
+        self.let_go().map_or(Ok(()), Store::close).map_err(|error| format!("the last close: {error}"))
+    }
+
+    /// Goes on; then the store is left, and opened on what was written or on what a power cut leaves.
+    fn end(&mut self) -> Result<Tally, String> {
+        let ended = self.go_on().and_then(|()| match self.setting.last_loss {
+            None => self.kill(),
+            Some(loss) => self.cut_the_power(loss),
+        });
+        ended.and_then(|()| self.be_closed()).map_err(|wrong| format!("at the end: {wrong}"))?;
         self.tally.faults_struck += self.sim.faults_struck();
         Ok(self.tally)
+    }
+
+    /// Goes on; then the store is left, and opened on what each of some losses leaves.
+    fn end_in_many_ways(&mut self, losses: &[Loss]) -> Result<(), String> {
+        self.go_on().map_err(|wrong| format!("at the end: {wrong}"))?;
+        if let Some(store) = self.let_go() {
+            store.abandon();
+        }
+        self.leave_disk();
+        for &loss in losses {
+            let mut one = Player {
+                sim: self.sim.clone(),
+                setting: self.setting,
+                sabotage: self.sabotage.clone(),
+                model: self.model.clone(),
+                strikes: Strikes::default(),
+                store: None,
+                snapshots: Vec::new(),
+                reader: None,
+                backups: self.backups.clone(),
+                places: self.places,
+                faults: Vec::new(),
+                calls: Vec::new(),
+                made_by: 0,
+                struck_before: 0,
+                full: false,
+                tally: Tally::default(),
+            };
+            let ended = one.cut_the_power(loss).and_then(|()| one.be_closed());
+            ended.map_err(|wrong| format!("at the end, with {loss:?} lost: {wrong}"))?;
+        }
+        Ok(())
     }
 }
 
