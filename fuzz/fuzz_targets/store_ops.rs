@@ -6,6 +6,7 @@
 mod ask;
 #[path = "../../tests/common/mod.rs"]
 mod common;
+#[allow(dead_code, reason = "the tests play more than single scripts")]
 #[path = "../../tests/ops/play.rs"]
 mod play;
 #[path = "../../tests/ops/script.rs"]
