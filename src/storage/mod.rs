@@ -149,6 +149,10 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Removes a file's name. Durable after [`Storage::sync_dir`].
     fn remove(&self, path: &Path) -> io::Result<()>;
 
+    /// Removes an empty directory (`DirectoryNotEmpty` otherwise, `NotADirectory` where it is a file). Durable after
+    /// [`Storage::sync_dir`] of its parent.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+
     /// Makes the names in a directory durable: creations, renames and removals since the last sync.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
 

@@ -67,6 +67,11 @@ impl Storage for Interposed {
         self.sim.remove(path)
     }
 
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        (self.hook)(OpKind::RemoveDir, path)?;
+        self.sim.remove_dir(path)
+    }
+
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         (self.hook)(OpKind::SyncDir, path)?;
         self.sim.sync_dir(path)

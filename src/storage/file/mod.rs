@@ -114,6 +114,10 @@ impl Storage for FileStorage {
         fs::remove_file(path)
     }
 
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir(path)
+    }
+
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let directory = File::open(path)?;
         if !directory.metadata()?.is_dir() {

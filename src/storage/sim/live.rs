@@ -265,6 +265,22 @@ impl Live {
         Ok(())
     }
 
+    pub(super) fn remove_dir(&mut self, path: &Path) -> io::Result<()> {
+        let at = match self.image.place(path) {
+            // The root, which is always in use.
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => return Err(errno(libc::EBUSY)),
+            place => place?,
+        };
+        let node = self.image.node(&at).ok_or_else(|| errno(libc::ENOENT))?;
+        let Node::Dir(dir) = node else { return Err(errno(libc::ENOTDIR)) };
+        if self.image.names(dir).next().is_some() {
+            return Err(errno(libc::ENOTEMPTY));
+        }
+        self.writable()?;
+        self.change_names(NameChange::Unlink { at, node });
+        Ok(())
+    }
+
     pub(super) fn sync_dir(&mut self, path: &Path) -> io::Result<()> {
         let dir = self.image.dir(path)?;
         let failed = self.struck == Some(FaultKind::FailedSync);

@@ -344,6 +344,10 @@ impl Storage for SimStorage {
         self.disk.call(Request::on(OpKind::Remove, path), |live| live.remove(path))
     }
 
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.disk.call(Request::on(OpKind::RemoveDir, path), |live| live.remove_dir(path))
+    }
+
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.disk.call(Request::on(OpKind::SyncDir, path), |live| live.sync_dir(path))
     }

@@ -20,6 +20,7 @@ macro_rules! suite {
         $crate::storage::suite::suite!(@each $make,
             opening_follows_the_mode
             errors_have_the_kinds_that_callers_match_on
+            a_directory_goes_when_it_is_empty
             bytes_written_are_read_back_and_gaps_are_zeros
             vectored_writes_land_one_after_another
             allocated_space_reads_as_zeros_and_punched_space_is_given_back
@@ -103,11 +104,28 @@ pub(super) fn errors_have_the_kinds_that_callers_match_on(storage: &dyn Storage,
     assert_eq!(kind(storage.open(&root.join("f/f"), OpenMode::CreateNew)), ErrorKind::NotADirectory);
     assert_eq!(kind(storage.remove(&root.join("no"))), ErrorKind::NotFound);
     assert_eq!(kind(storage.remove(&root.join("d"))), ErrorKind::IsADirectory);
+    assert_eq!(kind(storage.remove_dir(&root.join("no"))), ErrorKind::NotFound);
+    assert_eq!(kind(storage.remove_dir(&root.join("f"))), ErrorKind::NotADirectory);
     assert_eq!(kind(storage.rename(&root.join("no"), &root.join("n"))), ErrorKind::NotFound);
     assert_eq!(kind(storage.rename(&root.join("f"), &root.join("no/n"))), ErrorKind::NotFound);
     assert_eq!(kind(storage.rename(&root.join("f"), &root.join("d"))), ErrorKind::IsADirectory);
     assert_eq!(kind(storage.lock_holder(&root.join("no"))), ErrorKind::NotFound);
     assert!(storage.free_bytes(root).unwrap() > 0);
+}
+
+pub(super) fn a_directory_goes_when_it_is_empty(storage: &dyn Storage, root: &Path) {
+    let (dir, file) = (root.join("d"), root.join("d/f"));
+    storage.create_dir(&dir).unwrap();
+    create(storage, &file, b"x");
+    assert_eq!(kind(storage.remove_dir(&dir)), ErrorKind::DirectoryNotEmpty);
+    assert_eq!(content_of(storage, &file), b"x");
+    storage.remove(&file).unwrap();
+    storage.remove_dir(&dir).unwrap();
+    assert_eq!(kind(storage.list(&dir)), ErrorKind::NotFound);
+    // The next of that name is another one.
+    storage.create_dir(&dir).unwrap();
+    assert_eq!(storage.list(&dir).unwrap(), []);
+    storage.sync_dir(root).unwrap();
 }
 
 pub(super) fn bytes_written_are_read_back_and_gaps_are_zeros(storage: &dyn Storage, root: &Path) {

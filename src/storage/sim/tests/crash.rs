@@ -262,6 +262,25 @@ fn a_failed_sync_of_a_directory_leaves_names_that_no_later_sync_makes_durable() 
 }
 
 #[test]
+fn a_directory_whose_name_a_failed_sync_lost_is_durable_once_it_was_made_anew() {
+    for made_anew in [false, true] {
+        let sim = SimStorage::new();
+        sim.create_dir(&path("d")).unwrap();
+        sim.inject(Fault::new(FaultKind::FailedSync, 0).on(OpKind::SyncDir));
+        sim.sync_dir(Path::new("/")).unwrap_err();
+        if made_anew {
+            sim.remove_dir(&path("d")).unwrap();
+            sim.create_dir(&path("d")).unwrap();
+        }
+        sim.sync_dir(Path::new("/")).unwrap();
+        create(&sim, "d/f", b"x").sync().unwrap();
+        sim.sync_dir(&path("d")).unwrap();
+        let expected = if made_anew { set([Some(b"x")]) } else { set([None, Some(b"x")]) };
+        assert_eq!(contents(&states_at_the_end(&sim), "d/f"), expected);
+    }
+}
+
+#[test]
 fn a_sync_that_merely_fails_leaves_its_changes_to_the_next() {
     let sim = SimStorage::new();
     let file = create_durably(&sim, "f", b"old");
