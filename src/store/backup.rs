@@ -26,7 +26,7 @@ use crate::storage::{AlignedBuf, Caching, OpenMode, Storage, StorageFile, Storag
 use crate::store::core::Core;
 use crate::store::layout::Layout;
 use crate::store::manifest;
-use crate::store::open::{Place, look, make_dir, make_parts, take_lock};
+use crate::store::open::{Place, look, make_parts, make_root, take_lock};
 use crate::store::segment::FIRST_FRAME;
 
 /// What holes are made of.
@@ -102,12 +102,8 @@ struct Backup<'a> {
 impl Backup<'_> {
     /// Makes the directories, and sees to it that nobody else fills them.
     fn claim(&mut self) -> Result<Box<dyn StorageLock>> {
-        let root = self.target.root().to_path_buf();
-        if self.free()? {
-            make_dir(self.storage, &root)?;
-        }
-        let parent = root.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        self.storage.sync_dir(parent).map_err(Error::io("sync", parent))?;
+        self.free()?;
+        make_root(self.storage, self.target.root())?;
         let lock = take_lock(self.storage, &self.target)?;
         // Another process may have come between.
         self.free()?;
@@ -115,18 +111,16 @@ impl Backup<'_> {
         Ok(lock)
     }
 
-    /// Whether the place is still to be made; an error where something is there. What a failed backup leaves, empty
-    /// directories, is nothing.
-    fn free(&self) -> Result<bool> {
+    /// An error where something is there. What a failed backup leaves, empty directories, is nothing.
+    fn free(&self) -> Result<()> {
         let root = self.target.root();
         let taken = || Error::AlreadyExists { path: root.to_path_buf() };
         match look(self.storage, &self.target) {
-            Ok(Place::Absent) => Ok(true),
-            Ok(Place::Empty) => Ok(false),
+            Ok(Place::Absent | Place::Empty) => Ok(()),
             Ok(Place::HalfMade) => match self.storage.list(&self.target.index()) {
                 Ok(names) if !names.is_empty() => Err(taken()),
-                Ok(_) => Ok(false),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+                Ok(_) => Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                 Err(error) => Err(Error::io("list", &self.target.index())(error)),
             },
             Ok(_) | Err(Error::Damaged(_)) => Err(taken()),

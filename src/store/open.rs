@@ -6,6 +6,9 @@
 //!   was cut, or a new manifest names where the cut segments end.
 //! - What recovery believed is synced before anything is built on it; where that fails, the next opening is told
 //!   ([`unsettled`]). Nothing is ever written over: a power cut could break what was whole.
+//! - A name that a failed sync may have lost becomes durable by no later sync: what a making that failed may have left is made
+//!   anew. A manifest takes its name when those of the directories beside it are durable; until there is a segment the first
+//!   one is written again by whoever opens the store.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -63,17 +66,18 @@ pub(crate) struct Writing {
 pub(crate) fn open(path: &Path, options: &StoreOptions) -> Result<Opened> {
     let layout = Layout::new(path);
     let storage = &options.storage;
+    let mut made = false;
     match look(&**storage, &layout)? {
         Place::Store if options.create == Create::New => {
             return Err(Error::AlreadyExists { path: path.to_path_buf() });
         }
         Place::Store => {}
-        Place::Unfinished if options.unfinished => create(&**storage, &layout, options)?,
+        Place::Unfinished if options.unfinished => made = create(&**storage, &layout, options)?,
         Place::Unfinished => {
             return Err(not_a_store(path, "a repair into it was interrupted; remove it, and repair again"));
         }
         Place::Absent | Place::Empty | Place::HalfMade if options.create != Create::Never => {
-            create(&**storage, &layout, options)?;
+            made = create(&**storage, &layout, options)?;
         }
         Place::Absent => {
             return Err(Error::Io {
@@ -89,7 +93,7 @@ pub(crate) fn open(path: &Path, options: &StoreOptions) -> Result<Opened> {
         }
         Place::File => return Err(not_a_store(path, "it is a file, and a store is a directory")),
     }
-    if options.read_only { open_reading(storage, layout, &[]) } else { open_writing(storage, layout, options) }
+    if options.read_only { open_reading(storage, layout, &[]) } else { open_writing(storage, layout, options, made) }
 }
 
 fn not_a_store(path: &Path, why: &str) -> Error {
@@ -144,46 +148,83 @@ pub(crate) fn look(storage: &dyn Storage, layout: &Layout) -> Result<Place> {
     }
 }
 
-fn create(storage: &dyn Storage, layout: &Layout, options: &StoreOptions) -> Result<()> {
+/// Makes a store; whether it was still to be made. It is durable when this returns.
+fn create(storage: &dyn Storage, layout: &Layout, options: &StoreOptions) -> Result<bool> {
     let root = layout.root();
-    make_dir(storage, root)?;
-    if let Some(parent) = root.parent() {
-        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        storage.sync_dir(parent).map_err(Error::io("sync", parent))?;
-    }
+    make_root(storage, root)?;
     let _lock = take_lock(storage, layout)?;
     // Another process may have made it since it was looked for, and filled it.
     match look(storage, layout)? {
         Place::Store if options.create == Create::New => {
             return Err(Error::AlreadyExists { path: root.to_path_buf() });
         }
-        Place::Store => return Ok(()),
+        Place::Store => return Ok(false),
         _ => {}
     }
     make_parts(storage, layout)?;
     let segment_bytes = options.segment_bytes.unwrap_or(SEGMENT_BYTES_DEFAULT);
     let manifest = Manifest::new(StoreId(entropy::random_16()), segment_bytes);
-    manifest::write(storage, layout, &manifest)
+    manifest::write(storage, layout, &manifest)?;
+    Ok(true)
 }
 
-/// Makes a directory, unless it is there.
-pub(crate) fn make_dir(storage: &dyn Storage, path: &Path) -> Result<()> {
+/// Makes a directory, unless it is there; whether it was made.
+pub(crate) fn make_dir(storage: &dyn Storage, path: &Path) -> Result<bool> {
     match storage.create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("create", path)(error)),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(Error::io("create", path)(error)),
     }
 }
 
-/// Makes what a store's directory has beside its manifest and its lock.
+/// Makes the directory that a store is to lie in, unless it is there, and its name durable. Where that fails, whoever made the
+/// directory takes it away: the next attempt could not tell that its name is in doubt. One that was there before is left as
+/// it is, since it is not ours.
+pub(crate) fn make_root(storage: &dyn Storage, root: &Path) -> Result<()> {
+    let made = make_dir(storage, root)?;
+    let Some(parent) = root.parent() else { return Ok(()) };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let Err(error) = storage.sync_dir(parent) else { return Ok(()) };
+    let removed = made && storage.remove_dir(root).is_ok();
+    let source = if removed {
+        error
+    } else {
+        let remedy = "its name may not be durable: remove the directory before a store is made there";
+        io::Error::new(error.kind(), format!("{error}; {} stays, and {remedy}", root.display()))
+    };
+    Err(Error::io("sync", parent)(source))
+}
+
+/// Makes a directory anew where an empty one is there: the sync that was to make its name durable may have failed. One that
+/// holds something, or that a user put there (a symbolic link, a mounted disk), stays as it is.
+fn make_anew(storage: &dyn Storage, path: &Path) -> Result<()> {
+    if make_dir(storage, path)? {
+        return Ok(());
+    }
+    let stays = [
+        io::ErrorKind::DirectoryNotEmpty,
+        io::ErrorKind::NotADirectory,
+        io::ErrorKind::ResourceBusy,
+        io::ErrorKind::PermissionDenied,
+    ];
+    match storage.remove_dir(path) {
+        Ok(()) => make_dir(storage, path).map(drop),
+        Err(error) if stays.contains(&error.kind()) => Ok(()),
+        Err(error) => Err(Error::io("remove", path)(error)),
+    }
+}
+
+/// Makes what a store's directory has beside its manifest and its lock, durably. There must be no manifest yet.
 pub(crate) fn make_parts(storage: &dyn Storage, layout: &Layout) -> Result<()> {
-    make_dir(storage, &layout.segments())?;
-    make_dir(storage, &layout.index())?;
-    // Made here, so that a reader who may not write finds it. Nothing rests on it: its name need not be durable.
+    make_anew(storage, &layout.segments())?;
+    make_anew(storage, &layout.index())?;
+    // Made here, so that a reader who may not write finds it. Nothing rests on it.
     let readers = layout.readers();
     match storage.open(&readers, OpenMode::CreateNew) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("create", &readers)(error)),
-        _ => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("create", &readers)(error)),
+        _ => {}
     }
+    storage.sync_dir(layout.root()).map_err(Error::io("sync", layout.root()))
 }
 
 pub(crate) fn take_lock(storage: &dyn Storage, layout: &Layout) -> Result<Box<dyn StorageLock>> {
@@ -219,12 +260,14 @@ pub(crate) fn judge_writable(layout: &Layout, manifest: &Manifest) -> Result<()>
     })
 }
 
-fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptions) -> Result<Opened> {
+/// Opens for writing, a store that this call has `made` or one that was there.
+fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptions, made: bool) -> Result<Opened> {
     // Judged before the lock's file is touched: a store of a newer format is refused with nothing written.
     judge_writable(&layout, &manifest::read(&**storage, &layout)?)?;
     let lock = take_lock(&**storage, &layout)?;
     let mut manifest = manifest::read(&**storage, &layout)?;
     judge_writable(&layout, &manifest)?;
+    let as_made = manifest.clone();
     if let Some(bytes) = options.segment_bytes {
         manifest.segment_bytes = bytes;
     }
@@ -253,7 +296,14 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     // With the name of this manifest lost, an older one would be there again, and what was cut.
     let manifest_counts = first_manifest || cut_before;
     let names_count = !leftovers.is_empty() || !condemned.is_empty() || manifest_counts;
-    let names = if names_count { settle_names(&**storage, &layout) } else { Ok(()) };
+    let names = if first_manifest && segments.all().is_empty() {
+        // Its making may have failed at the last sync. The generation stays, so that the next one tries again if this fails.
+        if made { Ok(()) } else { manifest::write(&**storage, &layout, &as_made) }
+    } else if names_count {
+        settle_names(&**storage, &layout)
+    } else {
+        Ok(())
+    };
     let settled = names.and_then(|()| settle(&recovery, &files));
     let settled = settled.inspect_err(|_| unsettled::leave(&**storage, &layout))?;
     replay(&mut version, &segments, recovery);
