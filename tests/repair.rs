@@ -669,3 +669,21 @@ fn an_unfinished_repair_is_no_store_and_says_so() {
     let store = on(&sim).open(SOURCE).unwrap();
     assert!(matches!(store.backup(TARGET), Err(Error::AlreadyExists { .. })));
 }
+
+/// The story: the last sync of a repair failed, when the mark of the unfinished one was gone. The store opened, took commits, and
+/// was an unfinished repair again after a power cut.
+#[test]
+fn a_repair_that_failed_at_a_sync_stays_unfinished() {
+    let (sim, _) = filled();
+    let mut failed = 0;
+    for nth in 0.. {
+        let sim = sim.clone_disk();
+        sim.inject(Fault::new(FaultKind::FailedSync, nth).on(OpKind::SyncDir).path_ending(TARGET));
+        let Err(error) = on(&sim).repair(SOURCE, TARGET, |_| {}) else { break };
+        assert!(matches!(error, Error::Io { action: "sync", .. } | Error::WritesRefused { .. }), "{error:?}");
+        failed += 1;
+        let error = on(&sim).open(TARGET).unwrap_err();
+        assert!(matches!(&error, Error::NotAStore { why, .. } if why.contains("repair")), "sync {nth} failed: {error}");
+    }
+    assert!(failed >= 3, "{failed}");
+}

@@ -34,7 +34,7 @@ use crate::store::frames::{Met, walk};
 use crate::store::gather::{Gatherer, Spill, offer};
 use crate::store::layout::Layout;
 use crate::store::manifest;
-use crate::store::open::{Place, look, make_dir, make_parts};
+use crate::store::open::{Place, look, make_dir};
 use crate::store::options::{Create, Durability, StoreOptions};
 use crate::store::rebuild::list_segments;
 use crate::store::recover::{Found, payload_is_whole, read_frame};
@@ -139,8 +139,7 @@ pub(crate) fn repair(
     copy.commit()?;
     drop(gatherer);
     store.close()?;
-    storage.remove(&layout.unfinished()).map_err(Error::io("remove", &layout.unfinished()))?;
-    storage.sync_dir(layout.root()).map_err(Error::io("sync", layout.root()))?;
+    finish(&**storage, &layout)?;
     Ok(source.report)
 }
 
@@ -155,8 +154,20 @@ fn claim(storage: &dyn Storage, layout: &Layout) -> Result<()> {
     make_dir(storage, root)?;
     let mark = layout.unfinished();
     storage.open(&mark, OpenMode::CreateNew).map_err(Error::io("create", &mark))?;
-    storage.sync_dir(root).map_err(Error::io("sync", root))?;
-    make_parts(storage, layout)
+    storage.sync_dir(root).map_err(Error::io("sync", root))
+}
+
+/// Takes the mark away, durably. Where that fails it is put back: nothing makes its absence durable any more, and a power cut
+/// would close a store that has taken commits since.
+fn finish(storage: &dyn Storage, layout: &Layout) -> Result<()> {
+    let (mark, root) = (layout.unfinished(), layout.root());
+    storage.remove(&mark).map_err(Error::io("remove", &mark))?;
+    storage.sync_dir(root).map_err(|error| {
+        if let Err(error) = storage.open(&mark, OpenMode::CreateNew) {
+            tracing::error!(path = %mark.display(), %error, "a power cut may bring back the mark of an unfinished repair");
+        }
+        Error::io("sync", root)(error)
+    })
 }
 
 /// The damaged store.
