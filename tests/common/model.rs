@@ -2,6 +2,7 @@
 
 use alight::{Durability, Error, Store};
 
+use super::placed::Placed;
 use super::tiny::{Contents, contents};
 
 /// Values to put, and keys to delete.
@@ -9,11 +10,12 @@ pub type Commit = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 /// Makes a commit.
 pub fn make(store: &Store, commit: &Commit, durability: Durability) -> Result<(), Error> {
+    let values: Vec<Option<Placed>> = commit.iter().map(|(_, value)| value.as_deref().map(Placed::new)).collect();
     let mut batch = store.batch();
     batch.durability(durability);
-    for (key, value) in commit {
+    for ((key, _), value) in commit.iter().zip(&values) {
         match value {
-            Some(value) => batch.put(key, value)?,
+            Some(value) => batch.put(key, &**value)?,
             None => batch.delete(key)?,
         }
     }

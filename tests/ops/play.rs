@@ -34,13 +34,15 @@ const OPENINGS_MAX: usize = 3;
 const FAILED_MAX: usize = 5;
 
 /// What a script came to.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub steps: u64,
     pub acknowledged: u64,
     pub failed: u64,
     pub refused: u64,
     pub faults_struck: u64,
+    /// Of the disk.
+    pub calls: u64,
     pub power_cuts: u64,
     pub opens: u64,
 }
@@ -602,6 +604,7 @@ impl Player {
             store.abandon();
         }
         self.tally.faults_struck += self.sim.faults_struck();
+        self.tally.calls += self.sim.calls_made();
         self.tally.power_cuts += 1;
         let trace = self.sim.trace();
         let walker = trace.walk_to(trace.len());
@@ -726,6 +729,7 @@ impl Player {
         });
         ended.and_then(|()| self.be_closed()).map_err(|wrong| format!("at the end: {wrong}"))?;
         self.tally.faults_struck += self.sim.faults_struck();
+        self.tally.calls += self.sim.calls_made();
         Ok(self.tally)
     }
 

@@ -17,6 +17,11 @@ pub(crate) const STEPS_MAX: usize = 40;
 /// Lengths of values: none, packed beside others, whole blocks, more than a small commit, a segment of their own.
 const LENGTHS: [usize; 12] = [0, 1, 300, 700, 4095, 4096, 5000, 7000, 9000, 12_000, 20_000, 40_000];
 
+/// As long as a small commit's may be, two blocks: written in one call where it begins on a page, else in two.
+const LENT: usize = 8192;
+/// The lengths from here on are that.
+const LENT_FROM: u8 = 248;
+
 /// How many keys there are; the last few are so long that one holds whole sectors of its frame.
 const KEYS: u8 = 14;
 const SHORT_KEYS: u8 = 11;
@@ -212,7 +217,8 @@ impl Step {
     /// The step that four bytes are; `number` makes its values unlike those of every other.
     fn decode([what, a, b, c]: [u8; 4], number: u64) -> Self {
         let durability = |bits: u8| if bits & 3 == 0 { Durability::Eventual } else { Durability::Immediate };
-        let value = |nth: u64, length: u8| Some(bytes(number * 8 + nth, LENGTHS[usize::from(length) % LENGTHS.len()]));
+        let len_of = |length: u8| if length < LENT_FROM { LENGTHS[usize::from(length) % LENGTHS.len()] } else { LENT };
+        let value = |nth: u64, length: u8| Some(bytes(number * 8 + nth, len_of(length)));
         let question = || match b % 6 {
             0 => Question::Get(Key(a)),
             1 => Question::Range(Key(a), c >> 4, c & 15),
