@@ -2,7 +2,7 @@
 //! that whoever stops waiting frees nothing.
 //!
 //! # Invariants
-//! - Work that was given up goes on until it ends, and what it owns lives as long.
+//! - Work that was given up goes on until it ends, and what it owns lives as long. What it comes to is dropped by its own thread.
 //! - Threads are started as they are needed, lent again, and end when nobody has needed them for [`IDLE`].
 //! - Whoever waits takes no lock that the work holds while it waits for the disk.
 
@@ -170,6 +170,8 @@ struct Letters<T, P> {
     /// What was told last and not heard yet: who hears late hears less, and nothing grows.
     told: Option<P>,
     outcome: Option<Result<T, Box<dyn Any + Send>>>,
+    /// Whether nobody will ask for it any more.
+    unwanted: bool,
 }
 
 impl Watched {
@@ -209,8 +211,8 @@ impl Watched {
         hear: impl FnMut(P),
         work: impl FnOnce(&mut dyn FnMut(P)) -> T + Send + 'static,
     ) -> Option<T> {
-        let letterbox =
-            Arc::new(Letterbox { letters: Mutex::new(Letters { told: None, outcome: None }), arrived: Condvar::new() });
+        let letters = Mutex::new(Letters { told: None, outcome: None, unwanted: false });
+        let letterbox = Arc::new(Letterbox { letters, arrived: Condvar::new() });
         let job = {
             let (letterbox, steps, span) = (Arc::clone(&letterbox), Arc::clone(steps), tracing::Span::current());
             move || {
@@ -219,8 +221,7 @@ impl Watched {
                     let mut tell = |news| letterbox.tell(news);
                     catch_unwind(AssertUnwindSafe(|| work(&mut tell)))
                 };
-                letterbox.letters.lock().outcome = Some(outcome);
-                letterbox.arrived.notify_one();
+                letterbox.leave(outcome);
             }
         };
         if let Err(job) = self.start(Box::new(job)) {
@@ -228,7 +229,7 @@ impl Watched {
         }
         let outcome = letterbox.wait(steps.patience(patience), hear);
         if outcome.is_none() {
-            steps.abandoned.store(true, Ordering::Relaxed);
+            steps.abandon();
         }
         Some(outcome?.unwrap_or_else(|panic| resume_unwind(panic)))
     }
@@ -285,6 +286,19 @@ impl<T, P> Letterbox<T, P> {
         self.arrived.notify_one();
     }
 
+    /// Leaves what became of the work, or drops it where nobody asks for it any more: that may take as long as the work itself.
+    fn leave(&self, outcome: Result<T, Box<dyn Any + Send>>) {
+        let mut letters = self.letters.lock();
+        if letters.unwanted {
+            drop(letters);
+            drop(outcome);
+            return;
+        }
+        letters.outcome = Some(outcome);
+        drop(letters);
+        self.arrived.notify_one();
+    }
+
     fn wait(&self, mut patience: Patience<'_>, mut hear: impl FnMut(P)) -> Option<Result<T, Box<dyn Any + Send>>> {
         let pause = patience.pause();
         let mut letters = self.letters.lock();
@@ -298,6 +312,7 @@ impl<T, P> Letterbox<T, P> {
             }
             let nothing = self.arrived.wait_for(&mut letters, pause).timed_out();
             if nothing && letters.told.is_none() && letters.outcome.is_none() && patience.is_over() {
+                letters.unwanted = true;
                 return None;
             }
         }
@@ -356,6 +371,32 @@ mod tests {
         while Arc::strong_count(&owned) > 1 {
             thread::yield_now();
         }
+    }
+
+    /// Sends which thread it was dropped by.
+    struct Dropped(std::sync::mpsc::Sender<thread::ThreadId>);
+
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            self.0.send(thread::current().id()).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_is_dropped_by_the_thread_that_made_it() {
+        let watched = Watched::default();
+        let gate = Gate::default();
+        gate.close();
+        let (tell, told) = std::sync::mpsc::channel();
+        let (stuck, made) = (gate.clone(), tell.clone());
+        let outcome = watched.run(PATIENCE, &watched.steps(), move || {
+            stuck.pass();
+            (Dropped(made), Dropped(tell))
+        });
+        assert!(outcome.is_none());
+        gate.open();
+        let by: Vec<_> = told.iter().collect();
+        assert!(by.len() == 2 && by.iter().all(|&thread| thread != thread::current().id()), "{by:?}");
     }
 
     #[test]
