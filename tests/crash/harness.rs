@@ -10,7 +10,9 @@ use alight::storage::sim::{Choice, CrashWalker, Sabotage, SimStorage, Trace};
 use alight::{Error, Store};
 use parking_lot::Mutex;
 
-use crate::oracle::{Asked, PATH, Promised, check_backups, check_one_thread, check_threads, contents, histories, tiny};
+use crate::oracle::{
+    Asked, PATH, Promised, check_backups, check_one_thread, check_threads, contents, histories, untimed,
+};
 use crate::rebuild::rebuilt_keys;
 
 /// How many random states are drawn at each cut where nothing else is said.
@@ -177,7 +179,7 @@ impl<'a> Judge<'a> {
     fn judge(&self, state: &SimStorage, promised: &Promised, nth: u64) -> Result<u64, String> {
         let untouched = state.clone_disk();
         check_backups(state, &self.histories, promised)?;
-        match tiny(state).open(PATH) {
+        match untimed(state).open(PATH) {
             Ok(store) => self.check(&store, promised)?,
             Err(Error::NotAStore { .. } | Error::Io { .. }) if !promised.created => return Ok(0),
             Err(error) => return Err(format!("the store does not open: {error}")),
@@ -199,7 +201,7 @@ impl<'a> Judge<'a> {
     /// A recovered store takes commits, keeps them over a further opening, and is sound.
     fn goes_on(&self, state: &SimStorage, promised: &Promised) -> Result<(), String> {
         let failed = |what: &'static str| move |error: Error| format!("after recovery, {what}: {error}");
-        let store = tiny(state).open(PATH).map_err(failed("a second open"))?;
+        let store = untimed(state).open(PATH).map_err(failed("a second open"))?;
         self.check(&store, promised)?;
         let mut expected = contents(&store).map_err(failed("a read"))?;
         for n in 0..9u8 {
@@ -211,7 +213,7 @@ impl<'a> Judge<'a> {
         if rebuilt_keys(state) != expected.keys().cloned().collect::<Vec<_>>() {
             return Err("after recovery and more commits, the segments alone give other keys".into());
         }
-        let store = tiny(state).open(PATH).map_err(failed("an open after more commits"))?;
+        let store = untimed(state).open(PATH).map_err(failed("an open after more commits"))?;
         if contents(&store).map_err(failed("a read after more commits"))? != expected {
             return Err("after recovery and more commits, the contents are wrong".into());
         }
@@ -222,7 +224,7 @@ impl<'a> Judge<'a> {
     /// Recovery itself is cut off at every call, and what it leaves is recovered.
     fn recovery_may_crash(&self, state: &SimStorage, promised: &Promised, nth: u64) -> Result<u64, String> {
         state.start_recording();
-        let store = tiny(state).open(PATH).map_err(|error| format!("the store does not open: {error}"))?;
+        let store = untimed(state).open(PATH).map_err(|error| format!("the store does not open: {error}"))?;
         // Further promises: a commit on the recovered store.
         let last = store.stat().map_err(|error| error.to_string())?.last_commit;
         store.put("zz", b"after recovery").map_err(|error| format!("a put after recovery: {error}"))?;
@@ -237,7 +239,7 @@ impl<'a> Judge<'a> {
                 looked += 1;
                 let wrong =
                     |what: String| format!("power cut again during recovery: {what}\n{}", walker.explain(&choice));
-                let store = tiny(&after).open(PATH).map_err(|error| wrong(format!("it does not open: {error}")))?;
+                let store = untimed(&after).open(PATH).map_err(|error| wrong(format!("it does not open: {error}")))?;
                 let now = store.stat().map_err(|error| wrong(error.to_string()))?.last_commit;
                 if store.contains("zz").map_err(|error| wrong(error.to_string()))? {
                     if now != last + 1 {

@@ -3,13 +3,19 @@
 use std::collections::BTreeMap;
 
 use alight::storage::sim::SimStorage;
-use alight::{Durability, Error, Store};
+use alight::{Durability, Error, Store, StoreOptions};
 use parking_lot::Mutex;
 
 pub(crate) use crate::tiny::{Contents, contents, tiny_on as tiny};
 
 /// Where every simulated store lies.
 pub(crate) const PATH: &str = "/store";
+
+/// [`tiny`] for the many stores that are opened to look at them: without deadlines, since starting their threads would take a
+/// tenth of all the time. The workloads have deadlines, as do the openings at whose every call `tests/faults.rs` has one fail.
+pub(crate) fn untimed(sim: &SimStorage) -> StoreOptions {
+    tiny(sim).deadline(None).write_deadline(None)
+}
 
 /// The markers that a workload leaves in the trace, next to the calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,7 +193,7 @@ pub(crate) fn backup_path(n: u64) -> String {
 pub(crate) fn check_backups(disk: &SimStorage, histories: &[Contents], promised: &Promised) -> Result<(), String> {
     for (&n, &commits) in &promised.backups {
         let failed = |error: Error| format!("backup {n}: {error}");
-        let backup = tiny(disk).read_only(true).open(backup_path(n)).map_err(failed)?;
+        let backup = untimed(disk).read_only(true).open(backup_path(n)).map_err(failed)?;
         if contents(&backup).map_err(failed)? != histories[commits as usize] {
             return Err(format!("backup {n} does not hold what was there after commit {commits}"));
         }
