@@ -2,6 +2,8 @@
 //! acknowledged is lost or written over, whenever the disk goes on.
 
 mod common;
+#[path = "deadlines/opening.rs"]
+mod opening;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -36,14 +38,47 @@ struct Disk {
 
 #[derive(Default)]
 struct State {
-    /// Which calls get stuck: of this kind, on paths that end so, after so many others of that kind.
-    stuck: Option<(OpKind, &'static str, usize)>,
+    stuck: Option<Stuck>,
     waiting: usize,
+    /// The kinds of all calls so far.
+    calls: Vec<OpKind>,
+}
+
+/// Which calls get stuck.
+enum Stuck {
+    /// Those of a kind, on paths that end so, after so many others.
+    All { op: OpKind, suffix: &'static str, after: usize },
+    /// One of any kind, after so many others.
+    One { after: usize },
+    /// No further ones.
+    Caught,
+}
+
+impl Stuck {
+    fn catches(&mut self, op: OpKind, path: &Path) -> bool {
+        let after = match self {
+            Self::All { op: kind, suffix, after } if *kind == op && path.to_string_lossy().ends_with(*suffix) => after,
+            Self::One { after } => after,
+            _ => return false,
+        };
+        if *after > 0 {
+            *after -= 1;
+            return false;
+        }
+        if matches!(self, Self::One { .. }) {
+            *self = Self::Caught;
+        }
+        true
+    }
 }
 
 impl Disk {
     fn new() -> Self {
-        Self { sim: SimStorage::new(), state: Arc::default() }
+        Self::of(SimStorage::new())
+    }
+
+    fn of(sim: SimStorage) -> Self {
+        Self { sim, state: Arc::default() }
     }
 
     fn storage(&self) -> Interposed {
@@ -66,7 +101,19 @@ impl Disk {
 
     /// From now on calls of a kind get stuck, but for the first few.
     fn stick(&self, op: OpKind, suffix: &'static str, after: usize) {
-        self.state.0.lock().stuck = Some((op, suffix, after));
+        self.state.0.lock().stuck = Some(Stuck::All { op, suffix, after });
+    }
+
+    /// One call from now on gets stuck, after so many others.
+    fn stick_one(&self, after: usize) {
+        self.state.0.lock().stuck = Some(Stuck::One { after });
+    }
+
+    /// The kinds of the calls that are made meanwhile.
+    fn calls_of<T>(&self, what: impl FnOnce() -> T) -> (T, Vec<OpKind>) {
+        let before = self.state.0.lock().calls.len();
+        let outcome = what();
+        (outcome, self.state.0.lock().calls.split_off(before))
     }
 
     /// What is stuck goes on, and has ended when this returns.
@@ -102,14 +149,9 @@ impl Disk {
 
 fn pass((state, changed): &(Mutex<State>, Condvar), op: OpKind, path: &Path) {
     let mut state = state.lock();
-    match &mut state.stuck {
-        Some((kind, suffix, after)) if *kind == op && path.to_string_lossy().ends_with(*suffix) => {
-            if *after > 0 {
-                *after -= 1;
-                return;
-            }
-        }
-        _ => return,
+    state.calls.push(op);
+    if !state.stuck.as_mut().is_some_and(|stuck| stuck.catches(op, path)) {
+        return;
     }
     state.waiting += 1;
     changed.notify_all();
@@ -391,16 +433,21 @@ fn without_deadlines_everything_is_done_by_the_callers_thread() {
         Ok(())
     });
     let options = disk.options().storage(Arc::new(storage)).deadline(None).write_deadline(None);
-    let store = options.create_new(true).open(PATH).unwrap();
+    let store = options.clone().create_new(true).open(PATH).unwrap();
+    let reader = options.clone().read_only(true).open(PATH).unwrap();
     for n in 0..9 {
         store.put(format!("{n}"), &bytes(n, 1 + 40_000 * n as usize)).unwrap();
     }
+    assert!(reader.refresh().unwrap());
     store.compact(&CompactOptions::default(), |_| {}).unwrap();
     store.backup("/backup").unwrap();
     let mut destination = vec![0; 1 << 20];
     store.get_into("8", &mut destination).unwrap();
     sound(&store);
     store.close().unwrap();
+    drop(reader);
+    options.clone().rebuild_index(PATH, |_| {}).unwrap();
+    options.repair(PATH, "/repaired", |_| {}).unwrap();
     for option in
         [Store::options().deadline(Some(Duration::ZERO)), Store::options().write_deadline(Some(Duration::ZERO))]
     {

@@ -28,6 +28,7 @@ use crate::store::reclaim::Reclaim;
 use crate::store::segment::{Accounting, Segment, Segments};
 use crate::store::snapshot::Snapshots;
 use crate::store::unsettled;
+use crate::store::watch::go_on;
 use crate::sync::lock::{Mutex, RwLock};
 
 /// An open store's parts.
@@ -115,6 +116,7 @@ impl Core {
     pub(crate) fn new(
         opened_layout: Layout,
         options: &StoreOptions,
+        watched: Arc<Watched>,
         segments: Arc<Segments>,
         version: Version,
         generation: u64,
@@ -125,7 +127,6 @@ impl Core {
         let prefetcher = options.prefetch.map(|config| {
             Arc::new(Prefetcher::new(config, Arc::clone(&routes), Arc::clone(&counters), options.deadline))
         });
-        let watched: Arc<Watched> = Arc::default();
         Self {
             layout: opened_layout,
             storage: Arc::clone(&options.storage),
@@ -381,6 +382,7 @@ impl Core {
     /// Removes files that a crash left behind and no manifest names.
     pub(crate) fn remove_leftovers(&self, leftovers: &[PathBuf]) -> Result<()> {
         for path in leftovers {
+            go_on("open", path)?;
             self.storage.remove(path).map_err(Error::io("remove", path))?;
         }
         Ok(())
@@ -399,6 +401,7 @@ impl Core {
         distrust::clear(&*self.storage, &self.layout)?;
         unsettled::clear(&*self.storage, &self.layout)?;
         for segment in cut {
+            go_on("open", &segment.path)?;
             let end = segment.accounting.lock().end;
             let file = self.segments.file_for_append(segment)?;
             file.truncate(end).map_err(Error::io("trim", &segment.path))?;

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use crate::device::{Device, DeviceBuffer};
 use crate::error::{Error, Result};
+use crate::io::Watched;
 use crate::metrics::Metrics;
 use crate::store::backup::{BackupProgress, BackupReport, back_up};
 use crate::store::batch::Batch;
@@ -23,7 +24,7 @@ use crate::store::snapshot::Snapshot;
 use crate::store::stat::Stat;
 use crate::store::stream::Stream;
 use crate::store::verify::{VerifyProgress, VerifyReport};
-use crate::store::watch::close_gate;
+use crate::store::watch::{close_gate, watch_apart};
 use crate::sync::lock::{Mutex, RwLock};
 use crate::tensor::{Tensor, TensorInfo, TensorRef};
 use crate::trace::scope;
@@ -90,10 +91,18 @@ impl Store {
 
     pub(crate) fn open_with(path: &Path, options: StoreOptions) -> Result<Store> {
         let _scope = scope!("open", path = %path.display());
-        let opened = open::open(path, &options)?;
+        let deadline = if options.read_only { options.deadline } else { options.write_deadline };
+        let (watched, path) = (Arc::<Watched>::default(), path.to_path_buf());
+        let (threads, at) = (Arc::clone(&watched), path.clone());
+        watch_apart(&watched, "open", &path, deadline, |()| {}, move |_| Self::assemble(&at, &options, threads))
+    }
+
+    /// Opens what lies at `path`, and makes a store of its parts. The threads become the store's.
+    fn assemble(path: &Path, options: &StoreOptions, watched: Arc<Watched>) -> Result<Store> {
+        let opened = open::open(path, options)?;
         let Some(writing) = opened.writing else {
             let generation = opened.manifest.generation;
-            let core = Core::new(opened.layout, &options, opened.segments, opened.version, generation, None);
+            let core = Core::new(opened.layout, options, watched, opened.segments, opened.version, generation, None);
             return Ok(Store { open: Arc::new(Open::new(Arc::new(core), None)) });
         };
         let committer = Committer::new(
@@ -105,10 +114,10 @@ impl Store {
         );
         let live_bytes = opened.segments.all().iter().map(|segment| segment.accounting.lock().live_bytes).sum();
         let generation = opened.manifest.generation;
-        let writer = Writer::new(committer, opened.manifest, &options, writing.lock, live_bytes);
+        let writer = Writer::new(committer, opened.manifest, options, writing.lock, live_bytes);
         let has_thread = writer.has_thread();
-        let core =
-            Arc::new(Core::new(opened.layout, &options, opened.segments, opened.version, generation, Some(writer)));
+        let (layout, segments, version) = (opened.layout, opened.segments, opened.version);
+        let core = Arc::new(Core::new(layout, options, watched, segments, version, generation, Some(writer)));
         if !writing.cut.is_empty() || writing.distrusted {
             core.forget_cut_tails(&writing.cut)?;
         }

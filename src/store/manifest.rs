@@ -5,6 +5,7 @@ use std::io;
 use alight_format::{Manifest, limits};
 
 use crate::error::{Error, Result};
+use crate::io::step;
 use crate::storage::{Caching, OpenMode, Storage, read_exact_at, write_all_at};
 use crate::store::layout::Layout;
 
@@ -43,6 +44,7 @@ pub(crate) fn stage(storage: &dyn Storage, layout: &Layout, manifest: &Manifest)
     };
     let file = file.map_err(Error::io("create", &new))?;
     write_all_at(&*file, &bytes, 0, Caching::Buffered).map_err(Error::io("write", &new))?;
+    step();
     file.sync().map_err(Error::io("sync", &new))
 }
 

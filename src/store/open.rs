@@ -21,6 +21,7 @@ use tracing::field::Empty;
 use crate::config::{OPEN_ATTEMPTS, SEGMENT_BYTES_DEFAULT};
 use crate::error::{Error, Result};
 use crate::index::{Run, Version};
+use crate::io::step;
 use crate::storage::{DirEntry, OpenMode, Storage, StorageFile, StorageLock};
 use crate::store::commit::{Tail, Written};
 use crate::store::distrust::{self, Note};
@@ -33,6 +34,7 @@ use crate::store::readers::ReaderPin;
 use crate::store::recover::{self, Found, Recovery, TailScan};
 use crate::store::segment::{FIRST_FRAME, Segment, Segments, read_header};
 use crate::store::unsettled;
+use crate::store::watch::go_on;
 use crate::trace::scope;
 
 /// The generation of the manifest that a store is made with.
@@ -153,6 +155,7 @@ fn create(storage: &dyn Storage, layout: &Layout, options: &StoreOptions) -> Res
     let root = layout.root();
     make_root(storage, root)?;
     let _lock = take_lock(storage, layout)?;
+    go_on("open", root)?;
     // Another process may have made it since it was looked for, and filled it.
     match look(storage, layout)? {
         Place::Store if options.create == Create::New => {
@@ -264,6 +267,7 @@ pub(crate) fn judge_writable(layout: &Layout, manifest: &Manifest) -> Result<()>
 fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptions, made: bool) -> Result<Opened> {
     // Judged before the lock's file is touched: a store of a newer format is refused with nothing written.
     judge_writable(&layout, &manifest::read(&**storage, &layout)?)?;
+    go_on("open", layout.root())?;
     let lock = take_lock(&**storage, &layout)?;
     let mut manifest = manifest::read(&**storage, &layout)?;
     judge_writable(&layout, &manifest)?;
@@ -286,9 +290,11 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     manifest.next_run = next_run;
 
     // From here on the store is known to be sound, and is written to.
+    go_on("open", layout.root())?;
     let mut files = BTreeMap::new();
     for scan in &scans {
         let file = segments.file_for_append(&scan.segment)?;
+        step();
         files.insert(scan.segment.id, file);
     }
     // There is no older manifest to fall back on, should the name of the first one be lost.
@@ -393,6 +399,7 @@ fn was_cut_meanwhile(error: &Error) -> bool {
 fn pin_manifest(storage: &dyn Storage, layout: &Layout) -> Result<(Manifest, Option<ReaderPin>)> {
     let mut manifest = manifest::read(storage, layout)?;
     for _ in 0..OPEN_ATTEMPTS {
+        step();
         let Some(pin) = ReaderPin::take(storage, layout, manifest.generation) else { return Ok((manifest, None)) };
         let now = manifest::read(storage, layout)?;
         if now.generation == pin.generation() {
@@ -471,6 +478,7 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest, known:
             condemned.push((path, entry.len_bytes));
             continue;
         }
+        go_on("open", &path)?;
         let file = storage.open(&path, OpenMode::Read).map_err(Error::io("open", &path))?;
         match read_header(&*file, &path) {
             Ok(header) if header.store == manifest.store && header.segment == id => {
@@ -495,6 +503,7 @@ fn load(storage: &Arc<dyn Storage>, layout: &Layout, manifest: &Manifest, known:
 
     let mut runs = Vec::with_capacity(manifest.runs.len());
     for record in &manifest.runs {
+        go_on("open", layout.root())?;
         runs.push(match known.iter().find(|run| run.record() == record) {
             Some(run) => Arc::clone(run),
             None => Arc::new(Run::open(&**storage, &layout.run(record.id), manifest.store, record)?),
@@ -538,6 +547,7 @@ impl Loaded {
         let files = |segment: &Segment| self.segments.file(segment);
         let mut scans = Vec::with_capacity(self.open.len());
         for segment in &self.open {
+            go_on("open", &segment.path)?;
             scans.push(recover::scan_tail(segment, &*files(segment)?)?);
         }
         let recovery = recover::judge(self.covered, self.trusted, &mut scans, &files)?;
@@ -551,6 +561,7 @@ impl Loaded {
 fn settle_names(storage: &dyn Storage, layout: &Layout) -> Result<()> {
     for directory in [layout.root().to_path_buf(), layout.index()] {
         storage.sync_dir(&directory).map_err(Error::io("sync", &directory))?;
+        step();
     }
     Ok(())
 }
@@ -565,6 +576,7 @@ fn settle(recovery: &Recovery, files: &BTreeMap<SegmentId, Arc<dyn StorageFile>>
     }
     for (segment, file) in touched.values() {
         file.sync().map_err(Error::io("sync", &segment.path))?;
+        step();
     }
     Ok(touched.into_keys().collect())
 }

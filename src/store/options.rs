@@ -138,20 +138,22 @@ impl StoreOptions {
     }
 
     /// How long a read may go without any progress before its caller gets [`Error::Timeout`]; 60 s at first, `None` for ever.
-    /// Each read of up to 1 MiB that comes back, or begins, is progress (4 MiB with cuFile). What is stuck keeps what it uses
-    /// until it ends: an arena that was being read into is then left without bytes; a caller's own memory is only written to by
-    /// the caller's own thread.
+    /// Each read of up to 1 MiB that comes back, or begins, is progress (4 MiB with cuFile), and each file that is looked at. What
+    /// is stuck keeps what it uses until it ends: an arena that was being read into is then left without bytes; a caller's own
+    /// memory is only written to by the caller's own thread.
     ///
     /// | call | has this deadline |
     /// |---|---|
     /// | `get`, `get_many`, `get_many_into` | from 4 MiB on, copies to the GPU included |
     /// | `get_into`, `get_range`, `get_to_writer` | from 4 MiB on; not the caller's writer, nor the copy of a range to a GPU |
+    /// | [`open`](StoreOptions::open) for reading only | always |
     /// | [`Store::verify`], [`Store::stat`] | always |
-    /// | smaller reads, `attributes`, `info`, `contains`, scans | no |
-    /// | opening, [`Store::refresh`], `rebuild_index`, `repair` | no |
+    /// | smaller reads, `attributes`, `info`, `contains`, scans; [`Store::refresh`] | no |
     ///
     /// What has none is done on the caller's own thread, and a thread that waits in the kernel can be freed by nobody. Handing a
     /// small read to another one would cost it some 6 µs; an index is mapped, and each touch of it may be a read.
+    ///
+    /// An opening that was given up holds nothing but what it is stuck in, and lets go of it when that ends.
     ///
     /// A get that is to be served by what is being fetched ahead ([`prefetch`](StoreOptions::prefetch)) waits as long for that,
     /// whatever its length, and then reads for itself.
@@ -171,6 +173,8 @@ impl StoreOptions {
     /// | | the payload's sync; the frame, its sync | writes are refused |
     /// | [`Store::sync`] | all of it | writes are refused |
     /// | [`Store::compact`], [`Store::backup`] | a step: a file, a mebibyte | an error of that call alone |
+    /// | [`open`](StoreOptions::open) for writing | the same | the lock is kept until it ends |
+    /// | `rebuild_index`, `repair` | no such limit | |
     /// | [`Store::close`], dropping the store | all that is under way, without any progress | the lock is kept until it ends |
     ///
     /// Of a commit or a sync that was given up nobody knows what became. So the store does what it does after a failed sync: it
@@ -279,7 +283,7 @@ impl StoreOptions {
         self
     }
 
-    /// Opens the store at `path`.
+    /// Opens the store at `path`. The work is done by a thread of the store's own, unless there is to be no deadline.
     ///
     /// Blocks while it reads the manifest and whatever was committed since the manifest was written: nothing after
     /// [`Store::close`], at most the overlay's worth of frames after a crash. Its cost does not grow with the number of
@@ -288,7 +292,10 @@ impl StoreOptions {
     /// # Errors
     /// [`Error::NotAStore`] and [`Error::AlreadyExists`] for the wrong path, [`Error::Locked`] while another handle
     /// writes, [`Error::Newer`] for a format that this build does not know, [`Error::Damaged`] when a commit that was
-    /// durable is missing: then the files are left exactly as they were.
+    /// durable is missing: then the files are left exactly as they were. [`Error::Timeout`] where it makes no progress for
+    /// [`write_deadline`](StoreOptions::write_deadline), or with [`read_only`](StoreOptions::read_only) for
+    /// [`deadline`](StoreOptions::deadline): what is stuck keeps the lock until it ends, and leaves the files as any opening does
+    /// that was cut off.
     pub fn open(self, path: impl AsRef<Path>) -> Result<Store> {
         self.validate()?;
         Store::open_with(path.as_ref(), self)

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use alight_format::{Entry, EntryKind, Frame, PAYLOAD_SYNCED, PRELUDE_BYTES, Prelude, Seq, is_zero, limits};
 
 use crate::error::{Damage, Error, Result};
+use crate::io::step;
 use crate::storage::{AlignedBuf, Caching, StorageFile, read_exact_at};
 use crate::store::segment::{Segment, read_header};
 
@@ -121,6 +122,7 @@ impl<'a> Window<'a> {
             (self.start, self.filled) = (offset, 0);
             read_exact_at(self.file, &mut self.buffer[..room], offset, Caching::Buffered)
                 .map_err(Error::io("read", self.path))?;
+            step();
             self.filled = room;
         }
         Ok(&self.buffer[(offset - self.start) as usize..][..len])
@@ -144,6 +146,7 @@ pub(crate) fn look_past(segment: &Arc<Segment>, file: &dyn StorageFile, scan: &m
             window = AlignedBuf::zeroed(take);
         }
         read_exact_at(file, &mut window[..take], offset, Caching::Buffered).map_err(Error::io("read", path))?;
+        step();
         let mut next = offset + take as u64;
         for (index, block) in window[..take].chunks(limits::BLOCK_BYTES as usize).enumerate() {
             if is_zero(block) {
@@ -220,6 +223,7 @@ pub(crate) fn payload_is_whole(found: &Found, file: &dyn StorageFile) -> Result<
     let path = &found.segment.path;
     let mut payload = AlignedBuf::zeroed(found.prelude.payload_len as usize);
     read_exact_at(file, &mut payload, found.payload(), Caching::Buffered).map_err(Error::io("read", path))?;
+    step();
     Ok(found.entries.iter().filter(|entry| entry.kind == EntryKind::Put).all(|entry| {
         let start = entry.offset as usize;
         payload.get(start..start + entry.length as usize).is_some_and(|bytes| alight_format::crc32(bytes) == entry.crc)

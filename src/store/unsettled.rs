@@ -28,6 +28,7 @@ use crate::config::READ_BYTES;
 use crate::error::{Error, Result};
 use crate::storage::{AlignedBuf, Caching, OpenMode, Storage, read_exact_at, write_all_at};
 use crate::store::layout::Layout;
+use crate::store::watch::go_on;
 
 /// Leaves the note. Best effort: on a disk that takes no writes there is nobody to warn.
 pub(crate) fn leave(storage: &dyn Storage, layout: &Layout) {
@@ -55,6 +56,7 @@ pub(crate) fn renew(
 ) -> Result<()> {
     for (id, end) in ends {
         let (from, to) = (layout.segment(id), layout.segment_new(id));
+        go_on("copy", &from)?;
         let copied = copy(storage, &from, &to, end);
         if let Err(error) = copied {
             // On a full disk it would take the room that the next attempt needs. The next opening removes it else.
@@ -77,6 +79,7 @@ fn copy(storage: &dyn Storage, from: &Path, to: &Path, end: u64) -> Result<()> {
         let piece = &mut window[..(end - at).min(READ_BYTES as u64) as usize];
         read_exact_at(&*source, piece, at, Caching::Buffered).map_err(Error::io("read", from))?;
         write_all_at(&*target, piece, at, Caching::Direct).map_err(Error::io("write", to))?;
+        go_on("copy", from)?;
         at += piece.len() as u64;
     }
     target.sync().map_err(Error::io("sync", to))

@@ -12,12 +12,13 @@ use tracing::field::Empty;
 
 use crate::error::{Damage, DisplayKey, Error, Result};
 use crate::index::Version;
-use crate::io::{Extent, SegmentFile, read_chunks, step};
+use crate::io::{Extent, SegmentFile, read_chunks};
 use crate::metrics::Counters;
 use crate::store::core::Core;
 use crate::store::manifest;
 use crate::store::recover::{Found, read_frame};
 use crate::store::segment::{Accounting, FIRST_FRAME, Segment};
+use crate::store::watch::go_on;
 use crate::trace::scope;
 
 /// How far a verification has come.
@@ -124,8 +125,7 @@ impl<F: FnMut(VerifyProgress)> Check<'_, F> {
     }
 
     fn check_wanted(&self) -> Result<()> {
-        let path = || self.core.layout.root().to_path_buf();
-        if step() { Ok(()) } else { Err(Error::Cancelled { operation: "verify", path: path() }) }
+        go_on("verify", self.core.layout.root())
     }
 
     /// Reads a segment from its header to its last published frame.

@@ -7,14 +7,14 @@
 //!   a failed sync.
 //! - Who was told to wait no longer takes no lock that what is stuck may hold.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::device::staging::Slot;
 use crate::device::transfer::Waiting;
 use crate::error::{Error, Result};
-use crate::io::{Job, Watched};
+use crate::io::{Job, Watched, step};
 use crate::metrics::Counters;
 use crate::storage::{PooledBuf, StorageLock};
 use crate::store::batch::carry_out;
@@ -199,15 +199,38 @@ impl Core {
     /// What a caller is told that waits no longer, and what is counted and logged of it.
     pub(crate) fn given_up(&self, operation: &'static str, path: PathBuf, deadline: Duration) -> Error {
         Counters::add(&self.counters.timeouts, 1);
-        let after_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-        tracing::warn!(operation, path = %path.display(), after_ms, "no progress; what it uses stays with it");
-        Error::Timeout { operation, path, after_ms }
+        given_up(operation, path, deadline)
     }
 
     /// A share of the store's lock, for what must not be overtaken by another process.
     pub(crate) fn lock(&self) -> Option<Arc<dyn StorageLock>> {
         self.writer().ok()?.lock.lock().clone()
     }
+}
+
+/// [`Core::watch`] of what has no open store. `watched` is there for it alone, or becomes the store's.
+pub(crate) fn watch_apart<T: Send + 'static, P: Send + 'static>(
+    watched: &Watched,
+    operation: &'static str,
+    path: &Path,
+    deadline: Option<Duration>,
+    mut hear: impl FnMut(P),
+    work: impl FnOnce(&mut dyn FnMut(P)) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let Some(deadline) = deadline else { return work(&mut hear) };
+    let outcome = watched.run_heard(deadline, &watched.steps(), hear, work);
+    outcome.unwrap_or_else(|| Err(given_up(operation, path.to_path_buf(), deadline)))
+}
+
+/// What this thread does goes on; an error where nobody waits for it any more.
+pub(crate) fn go_on(operation: &'static str, path: &Path) -> Result<()> {
+    if step() { Ok(()) } else { Err(Error::Cancelled { operation, path: path.to_path_buf() }) }
+}
+
+fn given_up(operation: &'static str, path: PathBuf, deadline: Duration) -> Error {
+    let after_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+    tracing::warn!(operation, path = %path.display(), after_ms, "no progress; what it uses stays with it");
+    Error::Timeout { operation, path, after_ms }
 }
 
 /// A commit whose bytes are on their way.

@@ -1,0 +1,157 @@
+//! A disk that does not come back while a store is opened: at every call of it in turn.
+
+use std::collections::BTreeSet;
+use std::sync::Weak;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use alight::storage::sim::{Fault, FaultKind};
+
+use super::*;
+use crate::common::tiny::Contents;
+
+/// Longer than the disk in memory takes for anything, and short enough for a hundred of them. Where a machine is busy it is
+/// over earlier than at the call that is stuck, and the same is asked.
+const SHORT: Duration = Duration::from_millis(150);
+
+/// How many disks are stuck at a time: who waits for one needs no processor.
+const AT_A_TIME: usize = 8;
+
+/// Options on a disk, which nothing holds any more once the other has gone.
+fn options_on(disk: &Disk, deadline: Option<Duration>) -> (StoreOptions, Weak<Interposed>) {
+    let storage = Arc::new(disk.storage());
+    let held = Arc::downgrade(&storage);
+    let options = disk.options().overlay_entries_max(4).deadline(deadline).write_deadline(deadline);
+    (options.storage(storage), held)
+}
+
+/// What was given up has come to its end.
+fn await_end(held: &Weak<Interposed>) {
+    let began = Instant::now();
+    while held.strong_count() > 0 {
+        assert!(began.elapsed() < LONG, "something is held for ever");
+        thread::yield_now();
+    }
+}
+
+fn told_in_time<T>(outcome: &Result<T, Error>, what: &str) {
+    let told = outcome.as_ref().err();
+    assert!(matches!(told, Some(Error::Timeout { after_ms: 150, .. })), "{what}: {told:?}");
+}
+
+/// Does the same for each of some calls.
+fn for_each_call(calls: usize, what: impl Fn(usize) + Sync) {
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..AT_A_TIME {
+            scope.spawn(|| {
+                loop {
+                    let call = next.fetch_add(1, Ordering::Relaxed);
+                    if call >= calls {
+                        return;
+                    }
+                    what(call);
+                }
+            });
+        }
+    });
+}
+
+/// A store whose writer died: with index runs, commits that no manifest covers, a segment that a reader kept, and files that
+/// nothing names.
+fn left() -> SimStorage {
+    let disk = Disk::new();
+    let (options, _) = options_on(&disk, None);
+    let store = options.clone().create_new(true).durability(Durability::Eventual).open(PATH).unwrap();
+    let put = |keys: std::ops::Range<u64>, len: usize| {
+        keys.for_each(|n| store.put(format!("{n}"), &bytes(n, len + n as usize)).unwrap());
+    };
+    put(0..9, 400_000);
+    let reader = options.read_only(true).open(PATH).unwrap();
+    put(0..9, 2000);
+    put(9..11, 100_000);
+    store.delete("3").unwrap();
+    drop(reader);
+    disk.sim.write_file("/store/index/00000099.idx.tmp", b"begun");
+    store.abandon();
+    disk.sim
+}
+
+/// The same after a failed sync, of which the writer left word.
+fn distrusted() -> SimStorage {
+    let disk = Disk::of(left());
+    let store = options_on(&disk, None).0.open(PATH).unwrap();
+    store.put("synced", b"yes").unwrap();
+    disk.sim.inject(Fault::new(FaultKind::Eio, 0).on(OpKind::Sync).path_ending(".seg"));
+    store.put("unsynced", b"no").unwrap_err();
+    store.abandon();
+    disk.sim.clear_faults();
+    assert!(disk.sim.has_file("/store/DISTRUST"));
+    disk.sim
+}
+
+/// The same after a failed sync of an opening's own.
+fn unsettled() -> SimStorage {
+    let disk = Disk::of(left());
+    disk.sim.inject(Fault::new(FaultKind::Eio, 0).on(OpKind::Sync).path_ending(".seg"));
+    options_on(&disk, None).0.open(PATH).unwrap_err();
+    disk.sim.clear_faults();
+    assert!(disk.sim.has_file("/store/UNSETTLED"));
+    disk.sim
+}
+
+/// Everything that a sound store on a disk holds.
+fn all_on(sim: &SimStorage, path: &str) -> Contents {
+    let (options, _) = options_on(&Disk::of(sim.clone()), None);
+    let store = options.read_only(true).open(path).unwrap();
+    sound(&store);
+    contents(&store).unwrap()
+}
+
+/// Opens a store on copies of a disk that are stuck at one call after another; answers which kinds of calls those were.
+fn stuck_while_opened(made: &SimStorage, how: impl Fn(StoreOptions) -> StoreOptions + Sync) -> BTreeSet<OpKind> {
+    let disk = Disk::of(made.clone_disk());
+    let open = how(options_on(&disk, Some(LONG)).0);
+    let (store, calls) = disk.calls_of(|| open.open(PATH).unwrap());
+    let expected = contents(&store).unwrap();
+    for_each_call(calls.len(), |nth| {
+        let what = format!("call {nth}, {:?}", calls[nth]);
+        let disk = Disk::of(made.clone_disk());
+        disk.stick_one(nth);
+        let (options, held) = options_on(&disk, Some(SHORT));
+        // With a thread of the store's own, too, which nobody waits for.
+        let maintenance = [Maintenance::Inline, Maintenance::Background][nth % 2];
+        let open = how(options).maintenance(maintenance);
+        told_in_time(&soon(move || open.open(PATH).map(drop)), &what);
+        disk.go_on();
+        // Nobody has the store, nor its lock.
+        await_end(&held);
+        let again = how(options_on(&disk, None).0).open(PATH).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(contents(&again).unwrap() == expected, "{what}");
+        sound(&again);
+        if !again.is_read_only() {
+            again.put("after", b"written").unwrap();
+        }
+        again.close().unwrap();
+        all_on(&disk.sim, PATH);
+    });
+    calls.into_iter().collect()
+}
+
+#[test]
+fn an_opening_that_is_stuck_at_any_call_is_given_up_and_leaves_a_store_that_opens() {
+    use OpKind::{
+        CreateDir, Facts, List, Lock, LowestSharedByte, Map, Open, Read, Remove, Rename, ShareByte, Sync, SyncDir,
+        Truncate, Write,
+    };
+    let (left, distrusted, unsettled) = (left(), distrusted(), unsettled());
+    let mut stuck = stuck_while_opened(&SimStorage::new(), |options| options.create(true));
+    assert!(stuck.is_superset(&[CreateDir, List, Lock, Open, Write, Sync, Rename, SyncDir].into()), "{stuck:?}");
+    for made in [&left, &distrusted, &unsettled] {
+        stuck.extend(stuck_while_opened(made, |options| options));
+        let reading = stuck_while_opened(made, |options| options.read_only(true));
+        assert!(reading.is_superset(&[List, Open, Read, Facts, Map, ShareByte].into()), "{reading:?}");
+    }
+    let writing =
+        [List, Lock, Open, Read, Facts, Map, Write, Sync, Rename, SyncDir, Remove, Truncate, LowestSharedByte];
+    assert!(stuck.is_superset(&writing.into()), "{stuck:?}");
+}
