@@ -127,6 +127,10 @@ impl Disk {
         }
     }
 
+    fn is_stuck(&self) -> bool {
+        self.state.0.lock().waiting > 0
+    }
+
     fn await_stuck(&self) {
         let (state, changed) = &*self.state;
         let mut state = state.lock();

@@ -19,6 +19,7 @@ use crate::store::compact::{CompactOptions, CompactProgress, CompactReport};
 use crate::store::core::{Core, Writer};
 use crate::store::open;
 use crate::store::options::StoreOptions;
+use crate::store::refresh::Turns;
 use crate::store::scan::Scan;
 use crate::store::snapshot::Snapshot;
 use crate::store::stat::Stat;
@@ -62,8 +63,8 @@ struct Open {
     path: PathBuf,
     /// What is seen now. A writer's is one and the same from beginning to end; a reader's is replaced by a refresh.
     core: RwLock<Arc<Core>>,
-    /// Held while a reader looks for a newer one.
-    refreshing: Mutex<()>,
+    /// Of those who look for a newer one.
+    refreshes: Arc<Turns>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -151,21 +152,26 @@ impl Store {
     /// waits for it.
     ///
     /// # Errors
-    /// As [`StoreOptions::open`]; then everything is as it was, and gets go on from the old state.
+    /// As [`StoreOptions::open`], [`Error::Timeout`] included; then everything is as it was, and gets go on from the old state.
+    /// While one refresh is stuck, each other one is given up as well.
     pub fn refresh(&self) -> Result<bool> {
-        // Another thread may be doing it: then this one looks again afterwards.
-        let _turn = self.open.refreshing.lock();
         let core = self.core()?;
         if !core.is_read_only() {
             return Ok(false);
         }
-        match core.renewed()? {
-            None => Ok(false),
-            Some(newer) => {
-                *self.open.core.write() = Arc::new(newer);
-                Ok(true)
-            }
+        let steps = core.watched.steps();
+        // Another thread may be doing it: then this one looks again afterwards.
+        let turn = self.open.refreshes.take(&steps, core.deadline);
+        let turn = turn.map_err(|deadline| core.given_up("refresh", self.open.path.clone(), deadline))?;
+        let core = self.core()?;
+        // Who gives up leaves its turn to what is stuck: nobody else need get stuck as well.
+        let renew = move |core: &Arc<Core>, _: &mut dyn FnMut(())| Ok((core.renewed()?, turn));
+        let (newer, _turn) = core.watch_steps("refresh", core.deadline, &steps, |()| {}, renew)?;
+        let moved = newer.is_some();
+        if let Some(newer) = newer {
+            *self.open.core.write() = Arc::new(newer);
         }
+        Ok(moved)
     }
 
     /// Puts a tensor under a key, in place of whatever is there, as one commit. See [`Batch::commit`] for what it means
@@ -492,7 +498,7 @@ impl Store {
 impl Open {
     fn new(core: Arc<Core>, thread: Option<JoinHandle<()>>) -> Self {
         let path = core.layout.root().to_path_buf();
-        Self { path, core: RwLock::new(core), refreshing: Mutex::default(), thread: Mutex::new(thread) }
+        Self { path, core: RwLock::new(core), refreshes: Arc::default(), thread: Mutex::new(thread) }
     }
 
     fn core(&self) -> Arc<Core> {

@@ -146,14 +146,15 @@ impl StoreOptions {
     /// |---|---|
     /// | `get`, `get_many`, `get_many_into` | from 4 MiB on, copies to the GPU included |
     /// | `get_into`, `get_range`, `get_to_writer` | from 4 MiB on; not the caller's writer, nor the copy of a range to a GPU |
-    /// | [`open`](StoreOptions::open) for reading only | always |
+    /// | [`open`](StoreOptions::open) for reading only, [`Store::refresh`] | always |
     /// | [`Store::verify`], [`Store::stat`] | always |
-    /// | smaller reads, `attributes`, `info`, `contains`, scans; [`Store::refresh`] | no |
+    /// | smaller reads, `attributes`, `info`, `contains`, scans | no |
     ///
     /// What has none is done on the caller's own thread, and a thread that waits in the kernel can be freed by nobody. Handing a
     /// small read to another one would cost it some 6 µs; an index is mapped, and each touch of it may be a read.
     ///
-    /// An opening that was given up holds nothing but what it is stuck in, and lets go of it when that ends.
+    /// An opening that was given up holds nothing but what it is stuck in, and lets go of it when that ends. While a refresh is
+    /// stuck others are given up as well, after as long; gets go on from the state that is there.
     ///
     /// A get that is to be served by what is being fetched ahead ([`prefetch`](StoreOptions::prefetch)) waits as long for that,
     /// whatever its length, and then reads for itself.

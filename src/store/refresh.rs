@@ -9,12 +9,17 @@
 //!   answering.
 //! - Bytes that were given back are never a value: a checksum that does not match, or a file that is gone, is told as damage,
 //!   or as [`Error::Outdated`] where the writer has gone on and could not know of this reader.
+//! - One at a time makes a new view and puts it in place, so that no older one comes after a newer one. What is stuck keeps its
+//!   turn; nobody waits for it any longer than for the disk itself.
 
 use std::io;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use alight_format::{Manifest, SegmentId};
 
 use crate::error::{Error, Result};
+use crate::io::Steps;
 use crate::storage::OpenMode;
 use crate::store::core::Core;
 use crate::store::manifest;
@@ -22,6 +27,55 @@ use crate::store::open::open_reading;
 use crate::store::readers::ReaderPin;
 use crate::store::recover::read_frame;
 use crate::store::segment::{FIRST_FRAME, read_header};
+use crate::store::watch::go_on;
+use crate::sync::{Condvar, Mutex, MutexGuard};
+
+/// Who looks for a newer view, one at a time.
+#[derive(Default)]
+pub(crate) struct Turns {
+    /// The steps of who does.
+    holder: Mutex<Option<Arc<Steps>>>,
+    free: Condvar,
+}
+
+/// A turn; the next one begins when it is dropped.
+pub(crate) struct Turn(Arc<Turns>);
+
+impl Turns {
+    /// Waits for a turn, for work with these steps: as long as it takes, or while whoever has it makes one at least once in the
+    /// deadline, which is answered where it does not.
+    pub(crate) fn take(self: &Arc<Self>, steps: &Arc<Steps>, deadline: Option<Duration>) -> Result<Turn, Duration> {
+        let mut holder = self.lock();
+        while let Some(held) = holder.clone() {
+            let mut patience = deadline.map(|deadline| (held.patience(deadline), deadline));
+            while holder.as_ref().is_some_and(|holder| Arc::ptr_eq(holder, &held)) {
+                let Some((patience, deadline)) = &mut patience else {
+                    holder = self.free.wait(holder).unwrap_or_else(PoisonError::into_inner);
+                    continue;
+                };
+                let (woken, waited) =
+                    self.free.wait_timeout(holder, patience.pause()).unwrap_or_else(PoisonError::into_inner);
+                if waited.timed_out() && woken.is_some() && patience.is_over() {
+                    return Err(*deadline);
+                }
+                holder = woken;
+            }
+        }
+        *holder = Some(Arc::clone(steps));
+        Ok(Turn(Arc::clone(self)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Steps>>> {
+        self.holder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *self.0.lock() = None;
+        self.0.free.notify_one();
+    }
+}
 
 impl Core {
     /// The view of now, if it is another than this one.
@@ -56,6 +110,7 @@ impl Core {
                 continue;
             }
             let path = &segment.path;
+            go_on("refresh", path)?;
             let file = match self.storage.open(path, OpenMode::Read) {
                 // One that nothing was ever committed to may go.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),

@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::device::staging::Slot;
 use crate::device::transfer::Waiting;
 use crate::error::{Error, Result};
-use crate::io::{Job, Watched, step};
+use crate::io::{Job, Steps, Watched, step};
 use crate::metrics::Counters;
 use crate::storage::{PooledBuf, StorageLock};
 use crate::store::batch::carry_out;
@@ -35,13 +35,24 @@ impl Core {
         self: &Arc<Self>,
         operation: &'static str,
         deadline: Option<Duration>,
+        hear: impl FnMut(P),
+        work: impl FnOnce(&Arc<Core>, &mut dyn FnMut(P)) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.watch_steps(operation, deadline, &self.watched.steps(), hear, work)
+    }
+
+    /// [`watch`](Core::watch) of work whose steps others look at too.
+    pub(crate) fn watch_steps<T: Send + 'static, P: Send + 'static>(
+        self: &Arc<Self>,
+        operation: &'static str,
+        deadline: Option<Duration>,
+        steps: &Arc<Steps>,
         mut hear: impl FnMut(P),
         work: impl FnOnce(&Arc<Core>, &mut dyn FnMut(P)) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let Some(deadline) = deadline else { return work(self, &mut hear) };
         let (core, lock) = (Arc::clone(self), self.lock());
-        let steps = self.watched.steps();
-        let outcome = self.watched.run_heard(deadline, &steps, hear, move |tell| {
+        let outcome = self.watched.run_heard(deadline, steps, hear, move |tell| {
             let _lock = lock;
             work(&core, tell)
         });

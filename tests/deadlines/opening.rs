@@ -1,4 +1,5 @@
-//! A disk that does not come back while a store is opened: at every call of it in turn.
+//! A disk that does not come back while a store is opened, or moved to what its writer has written: at every call of it in
+//! turn.
 
 use std::collections::BTreeSet;
 use std::sync::Weak;
@@ -154,4 +155,65 @@ fn an_opening_that_is_stuck_at_any_call_is_given_up_and_leaves_a_store_that_open
     let writing =
         [List, Lock, Open, Read, Facts, Map, Write, Sync, Rename, SyncDir, Remove, Truncate, LowestSharedByte];
     assert!(stuck.is_superset(&writing.into()), "{stuck:?}");
+}
+
+/// A reader, with what its writer has written since.
+fn reader_with_news(disk: &Disk, deadline: Option<Duration>) -> (Store, Store) {
+    let options = options_on(disk, deadline).0;
+    let writer = options_on(disk, None).0.create_new(true).open(PATH).unwrap();
+    (0..9).for_each(|n| writer.put(format!("{n}"), &bytes(n, 5000)).unwrap());
+    let reader = options.read_only(true).open(PATH).unwrap();
+    (0..9).for_each(|n| writer.put(format!("{}", n * 2), &bytes(n, 90_000)).unwrap());
+    (writer, reader)
+}
+
+#[test]
+fn a_refresh_that_is_stuck_at_any_call_is_given_up_like_those_behind_it_and_gets_go_on() {
+    let disk = Disk::new();
+    let (_writer, reader) = reader_with_news(&disk, Some(LONG));
+    let (news, calls) = disk.calls_of(|| reader.refresh().unwrap());
+    assert!(news && calls.len() > 15, "{calls:?}");
+    for_each_call(calls.len(), |nth| {
+        let what = format!("call {nth}, {:?}", calls[nth]);
+        let disk = Disk::new();
+        let (writer, reader) = reader_with_news(&disk, Some(SHORT));
+        let (old, new) = (contents(&reader).unwrap(), contents(&writer).unwrap());
+        disk.stick_one(nth);
+        let beside = reader.clone();
+        let beside = thread::spawn(move || beside.refresh());
+        told_in_time(&reader.refresh(), &what);
+        told_in_time(&beside.join().unwrap(), &what);
+        if disk.is_stuck() {
+            // No other one gets stuck as well.
+            let (later, calls) = disk.calls_of(|| reader.refresh());
+            told_in_time(&later, &what);
+            assert_eq!((calls.len(), reader.metrics().timeouts), (0, 3), "{what}");
+        }
+        assert!(contents(&reader).unwrap() == old, "{what}");
+        disk.go_on();
+        // What was given up changes nothing.
+        let began = Instant::now();
+        while !reader.refresh().unwrap_or(false) {
+            assert!(began.elapsed() < LONG, "{what}");
+        }
+        assert!(contents(&reader).unwrap() == new, "{what}");
+        assert!(!reader.refresh().unwrap(), "{what}");
+    });
+}
+
+#[test]
+fn a_reader_with_a_refresh_that_is_stuck_is_closed_at_once_and_let_go_of_when_that_has_ended() {
+    let disk = Disk::new();
+    let (writer, reader) = reader_with_news(&disk, None);
+    drop(reader);
+    let (options, held) = options_on(&disk, Some(SHORT));
+    let reader = options.read_only(true).open(PATH).unwrap();
+    writer.put("more", b"news").unwrap();
+    disk.stick_one(3);
+    told_in_time(&reader.refresh(), "a refresh");
+    soon(move || reader.close()).unwrap();
+    assert!(held.strong_count() > 0, "what is stuck uses it");
+    disk.go_on();
+    await_end(&held);
+    assert_eq!(writer.stat().unwrap().oldest_reader, None);
 }
