@@ -13,6 +13,7 @@ use std::sync::Arc;
 use alight_format::{PRELUDE_BYTES, Prelude, is_zero, limits};
 
 use crate::config::READ_BYTES;
+use crate::io::step;
 use crate::storage::{AlignedBuf, Caching, StorageFile, read_exact_at};
 use crate::store::recover::{Found, read_frame};
 use crate::store::segment::{FIRST_FRAME, Segment};
@@ -86,6 +87,7 @@ fn search(segment: &Arc<Segment>, file: &dyn StorageFile, from: u64, end: u64) -
                 continue;
             }
         }
+        step();
         for (index, block) in window[..len].chunks(limits::BLOCK_BYTES as usize).enumerate() {
             let place = at + index as u64 * limits::BLOCK_BYTES;
             if place > from

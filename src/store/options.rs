@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use crate::config;
 use crate::error::{Error, Result};
-use crate::io::RouteChoice;
 use crate::io::direct::CuFileTransport;
+use crate::io::{RouteChoice, Watched};
 use crate::storage::{FileStorage, Storage};
 use crate::store::Store;
 use crate::store::limit::Eviction;
 use crate::store::prefetch::PrefetchConfig;
-use crate::store::rebuild::{RebuildProgress, RebuildReport, rebuild};
-use crate::store::repair::{RepairProgress, RepairReport, repair};
+use crate::store::rebuild::{self, RebuildProgress, RebuildReport, rebuild};
+use crate::store::repair::{self, RepairProgress, RepairReport, repair};
+use crate::store::watch::watch_apart;
 
 /// When a commit counts as done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -174,8 +175,8 @@ impl StoreOptions {
     /// | | the payload's sync; the frame, its sync | writes are refused |
     /// | [`Store::sync`] | all of it | writes are refused |
     /// | [`Store::compact`], [`Store::backup`] | a step: a file, a mebibyte | an error of that call alone |
-    /// | [`open`](StoreOptions::open) for writing | the same | the lock is kept until it ends |
-    /// | `rebuild_index`, `repair` | no such limit | |
+    /// | [`open`](StoreOptions::open) for writing, [`rebuild_index`](StoreOptions::rebuild_index) | the same | the lock is kept until it ends |
+    /// | [`repair`](StoreOptions::repair) | the same; the sync of a value | the new store stays unfinished, and does not open |
     /// | [`Store::close`], dropping the store | all that is under way, without any progress | the lock is kept until it ends |
     ///
     /// Of a commit or a sync that was given up nobody knows what became. So the store does what it does after a failed sync: it
@@ -306,20 +307,22 @@ impl StoreOptions {
     /// For a store that does not open, or whose [`verify`](Store::verify) names the manifest or index runs.
     ///
     /// Reads every commit's frame, and no values; takes space for the new index beside the old one, which stays until the
-    /// new one is durable in its place. Whatever fails, the store is as it was. Refuses while another handle writes.
+    /// new one is durable in its place. Whatever fails, the store is as it was. Refuses while another handle writes. `progress`
+    /// is told the latest, on the caller's thread.
     /// A store whose manifest is lost comes back with segments of the default length, or of those of
     /// [`segment_bytes`](StoreOptions::segment_bytes).
     ///
     /// # Errors
     /// [`Error::Locked`]; [`Error::Newer`]; [`Error::NotAStore`] where there are no segments; [`Error::Damaged`] when a
-    /// commit cannot be read that counts: then [`repair`](StoreOptions::repair) salvages what is whole; [`Error::Io`].
-    pub fn rebuild_index(
-        self,
-        path: impl AsRef<Path>,
-        mut progress: impl FnMut(RebuildProgress),
-    ) -> Result<RebuildReport> {
+    /// commit cannot be read that counts: then [`repair`](StoreOptions::repair) salvages what is whole; [`Error::Io`];
+    /// [`Error::Timeout`], after which the store is [`Error::Locked`] until what is stuck has ended. The new index is in place
+    /// then only where it was its last calls that were stuck.
+    pub fn rebuild_index(self, path: impl AsRef<Path>, progress: impl FnMut(RebuildProgress)) -> Result<RebuildReport> {
         self.validate()?;
-        rebuild(path.as_ref(), &self, &mut progress)
+        let (deadline, path) = (self.write_deadline, path.as_ref().to_path_buf());
+        let at = path.clone();
+        let work = move |tell: &mut dyn FnMut(_)| rebuild(&at, &self, tell);
+        watch_apart(&Watched::default(), rebuild::OPERATION, &path, deadline, progress, work)
     }
 
     /// Salvages what is whole of the store at `source`, which may be damaged in any way, into a new store at `target`, a
@@ -329,18 +332,24 @@ impl StoreOptions {
     /// newest value is damaged, and the stretches of files that are no commits. Nothing older is put in a damaged one's
     /// place. The source is read alone, and must not be written to meanwhile. Reads every frame twice and every value once;
     /// memory does not grow with the store. The new store counts its commits from one, and does not open before it is whole.
+    /// `progress` is told the latest, on the caller's thread.
     ///
     /// # Errors
     /// [`Error::NotAStore`] where the source has no segments, [`Error::Newer`] for one of a newer format,
-    /// [`Error::AlreadyExists`] for the target, [`Error::Io`] where the target cannot be written. Damage is in the report.
+    /// [`Error::AlreadyExists`] for the target, [`Error::Io`] where the target cannot be written, [`Error::Timeout`] where either
+    /// disk is stuck. Damage is in the report.
     pub fn repair(
         self,
         source: impl AsRef<Path>,
         target: impl AsRef<Path>,
-        mut progress: impl FnMut(RepairProgress),
+        progress: impl FnMut(RepairProgress),
     ) -> Result<RepairReport> {
         self.validate()?;
-        repair(source.as_ref(), target.as_ref(), &self, &mut progress)
+        let (deadline, source) = (self.write_deadline, source.as_ref().to_path_buf());
+        let target = target.as_ref().to_path_buf();
+        let at = target.clone();
+        let work = move |tell: &mut dyn FnMut(_)| repair(&source, &at, &self, tell);
+        watch_apart(&Watched::default(), repair::OPERATION, &target, deadline, progress, work)
     }
 
     /// How many entries of an index that is made anew are kept in memory before they are spilled: some 60 MiB where

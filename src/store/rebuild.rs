@@ -19,6 +19,7 @@ use alight_format::{IndexKind, Manifest, RunId, RunRecord, SegmentId, Seq};
 use crate::config::SEGMENT_BYTES_DEFAULT;
 use crate::error::{Error, Result};
 use crate::index::{NewRun, write_run};
+use crate::io::step;
 use crate::storage::{OpenMode, Storage, StorageFile};
 use crate::store::distrust;
 use crate::store::gather::{Gatherer, Spill, commit_of, offer};
@@ -29,6 +30,7 @@ use crate::store::options::StoreOptions;
 use crate::store::recover::{self, Evidence, Found, TailScan, Verdict, read_frame};
 use crate::store::segment::{FIRST_FRAME, Segment, Segments, read_header};
 use crate::store::unsettled;
+use crate::store::watch::go_on;
 
 /// How far a rebuilding has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +59,9 @@ pub struct RebuildReport {
 /// What generations go on from where the last one is not known: above any that a store comes to by itself, at one a
 /// millisecond for thirty years.
 const GENERATION_AFTER_LOSS: u64 = 1 << 40;
+
+/// What it is called where it was given up.
+pub(crate) const OPERATION: &str = "rebuild the index of";
 
 /// A rebuilding under way.
 struct Rebuild<'a> {
@@ -180,6 +185,7 @@ impl Rebuild<'_> {
                 let Some(found) = link.follow(&segment, &*file, record.end)? else {
                     return Err(lost(&segment, at, "a commit that the index has to cover is broken or missing"));
                 };
+                self.go_on()?;
                 offer(found, &mut gatherer)?;
                 self.report.commits += 1;
             }
@@ -222,6 +228,7 @@ impl Rebuild<'_> {
                 let Some(found) = link.follow(&one.segment, &*one.file, one.len_bytes)? else {
                     return Err(lost(&one.segment, at, "a commit cannot be read a second time"));
                 };
+                self.go_on()?;
                 self.report.commits += 1;
                 let seq = found.prelude.seq;
                 if seq > floor && !above_floor.insert(seq) || tail.contains_key(&seq) {
@@ -277,6 +284,7 @@ impl Rebuild<'_> {
     fn survey(&mut self, listed: &BTreeMap<SegmentId, u64>) -> Result<(Segments, Vec<Surveyed>, Seq)> {
         let mut headers = Vec::new();
         for (&id, &len_bytes) in listed {
+            self.go_on()?;
             let path = self.layout.segment(id);
             let file = self.storage.open(&path, OpenMode::Read).map_err(Error::io("open", &path))?;
             match read_header(&*file, &path) {
@@ -308,6 +316,7 @@ impl Rebuild<'_> {
             }
             let mut end = Link::FIRST;
             while let Some(found) = end.follow(&segment, &*file, len_bytes)? {
+                self.go_on()?;
                 proven = proven.max(found.prelude.synced_through);
             }
             let mut past = TailScan {
@@ -351,7 +360,11 @@ impl Rebuild<'_> {
         }
         let folder = self.layout.segments();
         let synced = unproven()
-            .try_for_each(|one| one.file.sync().map_err(Error::io("sync", &one.segment.path)))
+            .try_for_each(|one| {
+                one.file.sync().map_err(Error::io("sync", &one.segment.path))?;
+                step();
+                Ok(())
+            })
             .and_then(|()| self.storage.sync_dir(&folder).map_err(Error::io("sync", &folder)));
         synced.inspect_err(|_| unsettled::leave(&**self.storage, self.layout))?;
         Ok(last)
@@ -388,7 +401,9 @@ impl Rebuild<'_> {
         let staged = written.and_then(|record| {
             new.runs = record.into_iter().collect();
             new.segments = segments.all().iter().map(|segment| segment.record()).collect();
-            manifest::stage(&**self.storage, self.layout, &new)
+            manifest::stage(&**self.storage, self.layout, &new)?;
+            // Who was told that it failed finds the old one.
+            self.go_on()
         });
         if let Err(error) = staged {
             self.remove_runs(|run| run == id);
@@ -411,11 +426,12 @@ impl Rebuild<'_> {
             path: &self.layout.run(id),
             directory: &self.layout.index(),
         };
-        let report = &mut self.report;
+        let (report, root) = (&mut self.report, self.layout.root());
         // A delete has nothing to hide: this is the only run.
         let alive = gatherer.newest().filter(|entry| entry.as_ref().map_or(true, |entry| entry.kind == IndexKind::Put));
         let counted = alive.map(|entry| {
             let entry = entry?;
+            go_on(OPERATION, root)?;
             let segment = segments.get(entry.segment).ok_or_else(|| {
                 Error::damaged(
                     &self.layout.segment(entry.segment),
@@ -443,6 +459,11 @@ impl Rebuild<'_> {
                 tracing::warn!(path = %path.display(), %error, "an index run that nothing names could not be removed");
             }
         }
+    }
+
+    /// An error where nobody waits for it any more.
+    fn go_on(&self) -> Result<()> {
+        go_on(OPERATION, self.layout.root())
     }
 
     fn advance(&mut self, bytes: u64) {

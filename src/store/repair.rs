@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use crate::config::READ_BYTES;
 use crate::error::{Damage, DisplayKey, Error, Result};
 use crate::index::Run;
-use crate::io::{Extent, SegmentFile, read_chunks};
+use crate::io::{Extent, SegmentFile, read_chunks, step};
 use crate::metrics::Counters;
 use crate::storage::{AlignedBuf, Caching, OpenMode, Storage, StorageFile, read_exact_at};
 use crate::store::Store;
@@ -35,10 +35,11 @@ use crate::store::gather::{Gatherer, Spill, offer};
 use crate::store::layout::Layout;
 use crate::store::manifest;
 use crate::store::open::{Place, look, make_dir};
-use crate::store::options::{Create, Durability, StoreOptions};
+use crate::store::options::{Create, Durability, Maintenance, StoreOptions};
 use crate::store::rebuild::list_segments;
 use crate::store::recover::{Found, payload_is_whole, read_frame};
 use crate::store::segment::{FIRST_FRAME, Segment, Segments, read_header};
+use crate::store::watch::go_on;
 use crate::tensor::{ReadAt, TensorRef};
 
 /// How far a repair has come.
@@ -85,6 +86,9 @@ const SMALL_BYTES_MAX: u64 = 4 << 20;
 const BATCH_BYTES: u64 = 8 << 20;
 const BATCH_KEYS: usize = 4096;
 
+/// What it is called where it was given up.
+pub(crate) const OPERATION: &str = "repair into";
+
 /// How many files are kept open at a time.
 const OPEN_MAX: usize = 64;
 
@@ -105,6 +109,10 @@ pub(crate) fn repair(
         // Everything is salvaged; a limit is for those who go on in it.
         max_bytes: None,
         eviction: None,
+        // Whoever waits for the repair looks at this thread's steps.
+        deadline: None,
+        write_deadline: None,
+        maintenance: Maintenance::Inline,
         segment_bytes: options.segment_bytes.or(source.manifest.as_ref().map(|manifest| manifest.segment_bytes)),
         unfinished: true,
         ..options.clone()
@@ -125,10 +133,12 @@ pub(crate) fn repair(
     let mut bytes_total = 0;
     for entry in gatherer.newest() {
         bytes_total += entry?.length;
+        go_on(OPERATION, target)?;
     }
     let mut copy = Copy { source: &mut source, store: &store, pending: Vec::new(), pending_bytes: 0, done: 0 };
     for entry in gatherer.newest() {
         let entry = entry?;
+        go_on(OPERATION, target)?;
         if entry.kind == IndexKind::Put {
             copy.value(&entry)?;
             copy.done += entry.length;
@@ -139,6 +149,8 @@ pub(crate) fn repair(
     copy.commit()?;
     drop(gatherer);
     store.close()?;
+    // Who was told that it failed finds no store.
+    go_on(OPERATION, target)?;
     finish(&**storage, &layout)?;
     Ok(source.report)
 }
@@ -206,6 +218,7 @@ impl Source {
         };
         let mut found = Vec::new();
         for (&id, &len_bytes) in &listed {
+            go_on(OPERATION, layout.root())?;
             let record = manifest.as_ref().and_then(|manifest| manifest.segments.iter().find(|record| record.id == id));
             if record.is_none() && manifest.as_ref().is_some_and(|manifest| id < manifest.next_segment) {
                 // The writer had given it up.
@@ -262,6 +275,7 @@ impl Source {
         for (segment, end) in self.known.clone() {
             let Some(file) = self.file(segment.id) else { continue };
             walk(&segment, &*file.file, end, |met| {
+                go_on(OPERATION, self.layout.root())?;
                 if let Met::Commit(found) = met {
                     proven = proven.max(found.prelude.synced_through);
                 }
@@ -273,20 +287,24 @@ impl Source {
         for (segment, end) in self.known.clone() {
             let Some(file) = self.file(segment.id) else { continue };
             let report = &mut self.report;
-            walk(&segment, &*file.file, end, |met| match met {
-                Met::Commit(found) => {
-                    let told = found.prelude.seq <= proven || found.payload_synced();
-                    if !told && !payload_is_whole(&found, &*file.file).unwrap_or(false) {
-                        report.damages.extend(unfinished(&found, &file.path));
-                        return Ok(());
+            let root = self.layout.root();
+            walk(&segment, &*file.file, end, |met| {
+                go_on(OPERATION, root)?;
+                match met {
+                    Met::Commit(found) => {
+                        let told = found.prelude.seq <= proven || found.payload_synced();
+                        if !told && !payload_is_whole(&found, &*file.file).unwrap_or(false) {
+                            report.damages.extend(unfinished(&found, &file.path));
+                            return Ok(());
+                        }
+                        report.commits += 1;
+                        if found.prelude.seq > indexed { offer(found, gatherer) } else { Ok(()) }
                     }
-                    report.commits += 1;
-                    if found.prelude.seq > indexed { offer(found, gatherer) } else { Ok(()) }
-                }
-                Met::Unknown(range) => {
-                    let what = format!("{} bytes that are no whole commit", range.end - range.start);
-                    report.damages.push(as_damage(Error::damaged(&file.path, range.start, what)));
-                    Ok(())
+                    Met::Unknown(range) => {
+                        let what = format!("{} bytes that are no whole commit", range.end - range.start);
+                        report.damages.push(as_damage(Error::damaged(&file.path, range.start, what)));
+                        Ok(())
+                    }
                 }
             })?;
         }
@@ -310,7 +328,10 @@ impl Source {
             };
             for entry in run.range(Bound::Unbounded) {
                 match entry {
-                    Ok(entry) => gatherer.offer(entry)?,
+                    Ok(entry) => {
+                        go_on(OPERATION, self.layout.root())?;
+                        gatherer.offer(entry)?;
+                    }
                     // What lies behind is learnt from the frames, where those are whole.
                     Err(error) => {
                         self.report.damages.push(as_damage(error));
@@ -398,6 +419,7 @@ fn find_salt(file: &dyn StorageFile, len_bytes: u64) -> Option<Salt> {
                 }
             }
         }
+        step();
         at += len as u64;
     }
     None

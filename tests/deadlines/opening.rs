@@ -1,7 +1,8 @@
-//! A disk that does not come back while a store is opened, or moved to what its writer has written: at every call of it in
-//! turn.
+//! A disk that does not come back while a store is opened, moved to what its writer has written, or made anew: at every call
+//! of it in turn.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Weak;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -216,4 +217,71 @@ fn a_reader_with_a_refresh_that_is_stuck_is_closed_at_once_and_let_go_of_when_th
     disk.go_on();
     await_end(&held);
     assert_eq!(writer.stat().unwrap().oldest_reader, None);
+}
+
+#[test]
+fn a_rebuilding_that_is_stuck_at_any_call_is_given_up_and_the_index_is_the_old_one_or_the_new() {
+    let made = left();
+    let without_manifest = made.clone_disk();
+    without_manifest.remove_file("/store/MANIFEST");
+    for made in [made, without_manifest] {
+        let disk = Disk::of(made.clone_disk());
+        let options = options_on(&disk, Some(LONG)).0;
+        let (report, calls) = disk.calls_of(|| options.rebuild_index(PATH, |_| {}).unwrap());
+        let expected = all_on(&disk.sim, PATH);
+        assert!(report.keys > 0 && calls.len() > 30, "{calls:?}");
+        for_each_call(calls.len(), |nth| {
+            let what = format!("call {nth}, {:?}", calls[nth]);
+            let disk = Disk::of(made.clone_disk());
+            disk.stick_one(nth);
+            let (options, held) = options_on(&disk, Some(SHORT));
+            told_in_time(&soon(move || options.rebuild_index(PATH, |_| {})), &what);
+            disk.go_on();
+            await_end(&held);
+            let again = options_on(&disk, None).0.rebuild_index(PATH, |_| {});
+            assert_eq!(again.unwrap_or_else(|error| panic!("{what}: {error}")).keys, report.keys, "{what}");
+            let store = options_on(&disk, None).0.open(PATH).unwrap();
+            assert!(contents(&store).unwrap() == expected, "{what}");
+            sound(&store);
+        });
+    }
+}
+
+/// Where some bytes lie.
+fn find(sim: &SimStorage, bytes: &[u8]) -> (PathBuf, u64) {
+    let place = |path: PathBuf| {
+        let at = sim.read_file(&path).windows(bytes.len()).position(|window| window == bytes)?;
+        Some((path, at as u64))
+    };
+    sim.files().into_iter().find_map(place).expect("they lie somewhere")
+}
+
+#[test]
+fn a_repair_that_is_stuck_at_any_call_is_given_up_and_what_is_unfinished_does_not_open() {
+    let made = left();
+    let (path, at) = find(&made, &bytes(10, 1000));
+    made.flip_bit(path, at, 3);
+    let disk = Disk::of(made.clone_disk());
+    let options = options_on(&disk, Some(LONG)).0;
+    let (report, calls) = disk.calls_of(|| options.repair(PATH, "/target", |_| {}).unwrap());
+    let expected = all_on(&disk.sim, "/target");
+    assert!(report.keys == expected.len() as u64 && !report.is_complete() && calls.len() > 60, "{calls:?}");
+    for_each_call(calls.len(), |nth| {
+        let what = format!("call {nth}, {:?}", calls[nth]);
+        let disk = Disk::of(made.clone_disk());
+        disk.stick_one(nth);
+        let (options, held) = options_on(&disk, Some(SHORT));
+        told_in_time(&soon(move || options.repair(PATH, "/target", |_| {})), &what);
+        disk.go_on();
+        await_end(&held);
+        let options = options_on(&disk, None).0;
+        match options.clone().open("/target") {
+            Ok(store) => assert!(contents(&store).unwrap() == expected, "{what}"),
+            Err(Error::NotAStore { .. } | Error::Io { .. }) => {}
+            Err(error) => panic!("{what}: {error}"),
+        }
+        let again = options.repair(PATH, "/another", |_| {}).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_eq!((again.keys, again.damages), (report.keys, report.damages.clone()), "{what}");
+        assert!(all_on(&disk.sim, "/another") == expected, "{what}");
+    });
 }
