@@ -3,7 +3,8 @@
 //! every pair of a few lives is tried, and each ends with several power cuts.
 //!
 //! Every pair of failed syncs is tried, and of the other pairs some: one in N with `ALIGHT_PAIRS=N`. `ALIGHT_FAILED_SYNCS=3` has
-//! three syncs fail as well, one after another; `ALIGHT_PAIRS_ONLY=NAME` tries one life.
+//! three syncs fail as well, one after another; `ALIGHT_PAIRS_ONLY=NAME` tries one life. `ALIGHT_LIVES=N` takes N random lives instead of
+//! a dozen, `ALIGHT_OPS_SEED=N` others.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,9 +15,9 @@ use alight::storage::sim::{Abilities, Fault, FaultKind, OpKind};
 use parking_lot::Mutex;
 
 use crate::common::bytes;
-use crate::number;
 use crate::play::play_struck;
 use crate::script::{Closed, Limit, Loss, Script, Setting, Step};
+use crate::{input, number};
 
 /// What the last power cut takes away, one after another.
 const LOSSES: [Loss; 8] = [
@@ -32,6 +33,9 @@ const LOSSES: [Loss; 8] = [
 
 /// One in so many pairs of calls that are not both syncs is tried, where nothing else is asked for.
 const EVERY: u64 = 97;
+
+/// How many steps of a random script are a life.
+const RANDOM_STEPS_MAX: usize = 8;
 
 /// Puts bytes that no other key has, and no other length of this one.
 fn put(key: u64, len: usize, durability: Durability) -> Step {
@@ -288,36 +292,68 @@ fn try_behind(
     Ok(())
 }
 
+/// Tries every single failure of a life, and what may fail behind it; how many of either there were.
+fn try_all(life: &Script, effort: Effort) -> Result<(usize, usize), String> {
+    let calls = judge(life, &[]).map_err(|wrong| format!("without a failure: {wrong}"))?;
+    let firsts: Vec<Struck> = strikes(&calls).collect();
+    let (next, tried) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let wrong: Mutex<Option<String>> = Mutex::new(None);
+    let work = || {
+        while let Some(&first) = firsts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let outcome = judge(life, &[first]).and_then(|calls| try_behind(life, &[first], &calls, effort, &tried));
+            if let Err(what) = outcome {
+                wrong.lock().get_or_insert(what);
+            }
+            if wrong.lock().is_some() {
+                return;
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    wrong.into_inner().map_or(Ok((firsts.len(), tried.into_inner())), Err)
+}
+
+fn syncs_that_fail() -> usize {
+    number("ALIGHT_FAILED_SYNCS", 2) as usize
+}
+
 #[test]
 fn failures_one_after_another_lose_nothing_that_was_acknowledged() {
     let started = Instant::now();
-    let effort =
-        Effort { every: number("ALIGHT_PAIRS", EVERY).max(1), syncs: number("ALIGHT_FAILED_SYNCS", 2) as usize };
+    let effort = Effort { every: number("ALIGHT_PAIRS", EVERY).max(1), syncs: syncs_that_fail() };
     let only = std::env::var("ALIGHT_PAIRS_ONLY").ok();
     for (name, life) in lives().iter().filter(|(name, _)| only.as_ref().is_none_or(|only| name == only)) {
-        let calls = judge(life, &[]).unwrap_or_else(|wrong| panic!("{name}, without a failure: {wrong}"));
-        let firsts: Vec<Struck> = strikes(&calls).collect();
-        let (next, tried) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let wrong: Mutex<Option<String>> = Mutex::new(None);
-        let work = || {
-            while let Some(&first) = firsts.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let outcome =
-                    judge(life, &[first]).and_then(|calls| try_behind(life, &[first], &calls, effort, &tried));
-                if let Err(what) = outcome {
-                    wrong.lock().get_or_insert(what);
-                }
-                if wrong.lock().is_some() {
-                    return;
-                }
-            }
-        };
-        let threads = std::thread::available_parallelism().map_or(2, usize::from);
-        std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-        if let Some(wrong) = wrong.into_inner() {
-            panic!("{name}: {wrong}");
-        }
-        let (firsts, tried) = (firsts.len(), tried.into_inner());
+        let (firsts, tried) = try_all(life, effort).unwrap_or_else(|wrong| panic!("{name}: {wrong}"));
         assert!(tried > firsts, "{name}: {firsts} and {tried}");
         println!("{name:30} {firsts:4} single failures, {tried:6} more, {:.1} s", started.elapsed().as_secs_f64());
     }
+}
+
+/// The first steps of a random script, without what fails in it, and with another opening and commit behind them.
+fn random_life(seed: u64) -> Script {
+    let mut script = Script::decode(&input(seed));
+    script.setting.deadlines = false;
+    script.steps.retain(|step| !matches!(step, Step::Fault { .. } | Step::FillUp(_) | Step::Heal));
+    script.steps.truncate(RANDOM_STEPS_MAX);
+    script.steps.extend([Step::Kill, durable(9, 300)]);
+    script
+}
+
+#[test]
+fn syncs_that_fail_one_after_another_in_random_lives_lose_nothing_either() {
+    let started = Instant::now();
+    let effort = Effort { every: u64::MAX, syncs: syncs_that_fail() };
+    let lives = number("ALIGHT_LIVES", 12);
+    let (mut all_firsts, mut all_tried) = (0, 0);
+    for seed in 0..lives {
+        let life = random_life(seed);
+        let (firsts, tried) = try_all(&life, effort).unwrap_or_else(|wrong| panic!("life {seed}: {wrong}\n{life}"));
+        (all_firsts, all_tried) = (all_firsts + firsts, all_tried + tried);
+    }
+    assert!(all_tried as u64 > 20 * lives, "{all_tried}");
+    println!(
+        "{lives} random lives, {all_firsts} single failures, {all_tried} more, {:.1} s",
+        started.elapsed().as_secs_f64()
+    );
 }

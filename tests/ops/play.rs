@@ -73,8 +73,8 @@ struct Player {
     faults: Vec<(usize, Fault)>,
     /// The calls that each disk answered so far, the current one's aside.
     calls: Vec<Vec<OpKind>>,
-    /// How many calls made the store.
-    made_by: usize,
+    /// How many calls the current one had answered when its faults were armed.
+    armed_at: usize,
     /// Calls struck before this step began, or this opening.
     struck_before: u64,
     full: bool,
@@ -145,7 +145,7 @@ impl Player {
             places: 0,
             faults,
             calls: Vec::new(),
-            made_by: 0,
+            armed_at: 0,
             struck_before: 0,
             full: false,
             tally: Tally::default(),
@@ -155,7 +155,6 @@ impl Player {
             player.options().create_new(true).open(PATH).map_err(|error| format!("making the store: {error}"))?;
         player.store = Some(made);
         player.strikes.look(&player.sim, PATH);
-        player.made_by = player.sim.calls_made() as usize;
         player.arm();
         Ok(player)
     }
@@ -188,18 +187,18 @@ impl Player {
         self.sim.set_sabotage(self.sabotage.clone());
     }
 
-    /// Arms the faults that are to strike this disk.
-    fn arm(&self) {
+    /// Arms the faults that are to strike this disk from here on.
+    fn arm(&mut self) {
+        self.armed_at = self.sim.calls_made() as usize;
         let here = self.faults.iter().filter(|(disk, _)| *disk == self.calls.len());
         here.for_each(|(_, fault)| self.sim.inject(fault.clone()));
     }
 
-    /// Takes down which calls this disk answered, and turns to the next.
+    /// Takes down which calls this disk has answered since, and turns to the next.
     fn leave_disk(&mut self) {
         let trace = self.sim.trace();
         let calls = trace.events().filter_map(|event| if let Event::Call(call) = event { Some(call.op) } else { None });
-        let made_by = if self.calls.is_empty() { self.made_by } else { 0 };
-        self.calls.push(calls.skip(made_by).collect());
+        self.calls.push(calls.skip(self.armed_at).collect());
     }
 
     fn begin_step(&mut self) {
@@ -613,13 +612,14 @@ impl Player {
         let before = std::mem::replace(&mut self.sim, walker.materialize(&choice));
         self.sim.start_recording();
         self.furnish();
-        self.arm();
         self.full = false;
         self.struck_before = 0;
         self.strikes.another_disk();
         // What was not durable is gone, or not, as the choice has it: as after a failed sync.
         self.strikes.sync_failed = true;
-        let opened = self.check_backups().and_then(|()| self.open_again());
+        let checked = self.check_backups();
+        self.arm();
+        let opened = checked.and_then(|()| self.open_again());
         // What is not there now is nowhere.
         self.model.failed.clear();
         opened.map_err(|wrong| {
@@ -754,7 +754,7 @@ impl Player {
                 places: self.places,
                 faults: Vec::new(),
                 calls: Vec::new(),
-                made_by: 0,
+                armed_at: 0,
                 struck_before: 0,
                 full: false,
                 tally: Tally::default(),
