@@ -177,6 +177,7 @@ def main():
                     first, *later = load(LOADS if state == "warm" else 1)
                     found[name][state].append(first)
                     found[name]["again"] += later[1:]
+                    print(f"  {state} {name}: {first:.2f}", file=sys.stderr, flush=True)
                 except (RuntimeError, OSError) as error:
                     missing[name] = error
     for name, states in found.items():
