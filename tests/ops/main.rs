@@ -35,13 +35,17 @@ fn input(seed: u64) -> Vec<u8> {
     bytes(seed, 4 + 4 * (1 + seed as usize % STEPS_MAX))
 }
 
-/// Plays a script; a panic of the store is a violation like others.
-fn judge(input: &[u8], sabotage: &Sabotage) -> Result<Tally, String> {
-    let script = Script::decode(input);
-    catch_unwind(AssertUnwindSafe(|| play(&script, sabotage))).unwrap_or_else(|panic| {
+/// Plays something; a panic of the store is a violation like others.
+fn caught<T>(play: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(play)).unwrap_or_else(|panic| {
         let words = panic.downcast_ref::<String>().map(String::as_str);
         Err(format!("a panic: {}", words.or(panic.downcast_ref::<&str>().copied()).unwrap_or("without words")))
     })
+}
+
+fn judge(input: &[u8], sabotage: &Sabotage) -> Result<Tally, String> {
+    let script = Script::decode(input);
+    caught(|| play(&script, sabotage))
 }
 
 /// Leaves out of a script that breaks a promise all steps without which it is still broken, and tells of it.

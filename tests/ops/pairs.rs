@@ -6,7 +6,6 @@
 //! three syncs fail as well, one after another; `ALIGHT_PAIRS_ONLY=NAME` tries one life. `ALIGHT_LIVES=N` takes N random lives instead of
 //! a dozen, `ALIGHT_OPS_SEED=N` others.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -17,7 +16,7 @@ use parking_lot::Mutex;
 use crate::common::bytes;
 use crate::play::play_struck;
 use crate::script::{Closed, Limit, Loss, Script, Setting, Step};
-use crate::{input, number};
+use crate::{caught, input, number};
 
 /// What the last power cut takes away, one after another.
 const LOSSES: [Loss; 8] = [
@@ -248,11 +247,7 @@ fn strikes(calls: &[Vec<OpKind>]) -> impl Iterator<Item = Struck> {
 /// Plays a life with some calls struck; answers the calls that were made.
 fn judge(life: &Script, struck: &[Struck]) -> Result<Vec<Vec<OpKind>>, String> {
     let faults: Vec<_> = struck.iter().map(|struck| struck.fault()).collect();
-    let played = catch_unwind(AssertUnwindSafe(|| play_struck(life, &faults, &LOSSES)));
-    let outcome = played.unwrap_or_else(|panic| {
-        let words = panic.downcast_ref::<String>().map(String::as_str);
-        Err(format!("a panic: {}", words.or(panic.downcast_ref::<&str>().copied()).unwrap_or("without words")))
-    });
+    let outcome = caught(|| play_struck(life, &faults, &LOSSES));
     outcome.map_err(|wrong| format!("{struck:?}: {wrong}"))
 }
 
