@@ -1,8 +1,9 @@
 //! A disk that does not come back: whoever waits for it is told in time, nobody else waits for ever, and nothing that was
 //! acknowledged is lost or written over, whenever the disk goes on.
 
+#[path = "../common/mod.rs"]
 mod common;
-#[path = "deadlines/opening.rs"]
+
 mod opening;
 
 use std::collections::BTreeMap;
