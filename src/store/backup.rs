@@ -21,13 +21,13 @@ use alight_format::{FeatureFlags, IndexKind, Manifest, RunId, RunRecord, Segment
 use crate::config::READ_BYTES;
 use crate::error::{Error, Result};
 use crate::index::{NewRun, Run, Version, merge_layers, write_run};
-use crate::io::step;
 use crate::storage::{AlignedBuf, Caching, OpenMode, Storage, StorageFile, StorageLock, read_exact_at, write_all_at};
 use crate::store::core::Core;
 use crate::store::layout::Layout;
 use crate::store::manifest;
 use crate::store::open::{Place, look, make_parts, make_root, take_lock};
 use crate::store::segment::FIRST_FRAME;
+use crate::store::watch::go_on;
 
 /// What holes are made of.
 const BLOCK: usize = limits::BLOCK_BYTES as usize;
@@ -170,8 +170,7 @@ impl Backup<'_> {
 
     /// An error where nobody waits for the backup any more.
     fn check_wanted(&self) -> Result<()> {
-        let path = || self.target.root().to_path_buf();
-        if step() { Ok(()) } else { Err(Error::Cancelled { operation: "backup", path: path() }) }
+        go_on("backup", self.target.root())
     }
 
     /// Brings a segment over, by the cheapest way there is.

@@ -271,7 +271,8 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
     let lock = take_lock(&**storage, &layout)?;
     let mut manifest = manifest::read(&**storage, &layout)?;
     judge_writable(&layout, &manifest)?;
-    let as_made = manifest.clone();
+    // There is no older manifest to fall back on, should the name of the first one be lost.
+    let first_manifest = (manifest.generation == FIRST_GENERATION).then(|| manifest.clone());
     if let Some(bytes) = options.segment_bytes {
         manifest.segment_bytes = bytes;
     }
@@ -297,18 +298,16 @@ fn open_writing(storage: &Arc<dyn Storage>, layout: Layout, options: &StoreOptio
         step();
         files.insert(scan.segment.id, file);
     }
-    // There is no older manifest to fall back on, should the name of the first one be lost.
-    let first_manifest = manifest.generation == FIRST_GENERATION;
     // With the name of this manifest lost, an older one would be there again, and what was cut.
-    let manifest_counts = first_manifest || cut_before;
+    let manifest_counts = first_manifest.is_some() || cut_before;
     let names_count = !leftovers.is_empty() || !condemned.is_empty() || manifest_counts;
-    let names = if first_manifest && segments.all().is_empty() {
+    let names = match first_manifest {
+        // It is durable.
+        Some(_) if made && segments.all().is_empty() => Ok(()),
         // Its making may have failed at the last sync. The generation stays, so that the next one tries again if this fails.
-        if made { Ok(()) } else { manifest::write(&**storage, &layout, &as_made) }
-    } else if names_count {
-        settle_names(&**storage, &layout)
-    } else {
-        Ok(())
+        Some(as_made) if segments.all().is_empty() => manifest::write(&**storage, &layout, &as_made),
+        _ if names_count => settle_names(&**storage, &layout),
+        _ => Ok(()),
     };
     let settled = names.and_then(|()| settle(&recovery, &files));
     let settled = settled.inspect_err(|_| unsettled::leave(&**storage, &layout))?;

@@ -36,6 +36,7 @@ use crate::store::layout::Layout;
 use crate::store::manifest;
 use crate::store::open::{Place, look, make_dir};
 use crate::store::options::{Create, Durability, Maintenance, StoreOptions};
+use crate::store::read::extent_of;
 use crate::store::rebuild::list_segments;
 use crate::store::recover::{Found, payload_is_whole, read_frame};
 use crate::store::segment::{FIRST_FRAME, Segment, Segments, read_header};
@@ -577,10 +578,6 @@ fn unfinished(found: &Found, path: &Path) -> Vec<Damage> {
         what: what.clone(),
     };
     found.entries.iter().map(damage).collect()
-}
-
-fn extent_of(entry: &IndexEntry) -> Extent {
-    Extent { segment: entry.segment, offset: entry.offset, length: entry.length, crc: entry.crc }
 }
 
 fn damage_of(layout: &Layout, entry: &IndexEntry, what: &str) -> Damage {
