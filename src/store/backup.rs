@@ -24,8 +24,8 @@ use crate::index::{NewRun, Run, Version, merge_layers, write_run};
 use crate::storage::{AlignedBuf, Caching, OpenMode, Storage, StorageFile, StorageLock, read_exact_at, write_all_at};
 use crate::store::core::Core;
 use crate::store::layout::Layout;
+use crate::store::making::{Place, look, make_parts, make_root, take_lock};
 use crate::store::manifest;
-use crate::store::open::{Place, look, make_parts, make_root, take_lock};
 use crate::store::segment::FIRST_FRAME;
 use crate::store::watch::go_on;
 
