@@ -12,8 +12,6 @@
 //!   So is one that no sync is known to have reached, as at every opening. Both are told.
 //! - Until the new store is whole it bears the file [`UNFINISHED`](Layout::unfinished), and does not open.
 
-mod copy;
-
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Bound;
@@ -42,6 +40,8 @@ use crate::store::rebuild::list_segments;
 use crate::store::recover::{Found, payload_is_whole, read_frame};
 use crate::store::segment::{FIRST_FRAME, Segment, Segments, read_header};
 use crate::store::watch::go_on;
+
+mod copy;
 
 /// How far a repair has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
