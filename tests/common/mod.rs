@@ -6,6 +6,7 @@ pub mod gpu;
 pub mod history;
 pub mod interposed;
 pub mod model;
+pub mod panics;
 pub mod placed;
 pub mod rebuild;
 pub mod sabotages;

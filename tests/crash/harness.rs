@@ -1,8 +1,6 @@
 //! Walks a recorded run from cut to cut, and opens the store on every state that the disk could be in.
 
-use std::any::Any;
 use std::collections::HashSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -13,6 +11,7 @@ use parking_lot::Mutex;
 use crate::oracle::{
     Asked, PATH, Promised, check_backups, check_one_thread, check_threads, contents, histories, untimed,
 };
+use crate::panics::caught;
 use crate::rebuild::rebuilt_keys;
 
 /// How many random states are drawn at each cut where nothing else is said.
@@ -170,8 +169,7 @@ impl<'a> Judge<'a> {
 
     /// [`judge`](Self::judge), to which a panic of the store is a violation like others.
     fn judge_or_catch(&self, state: &SimStorage, promised: &Promised, nth: u64) -> Result<u64, String> {
-        catch_unwind(AssertUnwindSafe(|| self.judge(state, promised, nth)))
-            .unwrap_or_else(|panic| Err(format!("the store panics: {}", words_of(&*panic))))
+        caught(|| self.judge(state, promised, nth))
     }
 
     /// Opens the store on a state and compares it with the promises. Of some states also: recovers with the power cut
@@ -260,12 +258,6 @@ impl<'a> Judge<'a> {
         }
         Ok(looked)
     }
-}
-
-/// What a panic said.
-pub(crate) fn words_of(panic: &(dyn Any + Send)) -> String {
-    let words = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    words.unwrap_or("without words").to_owned()
 }
 
 /// Runs a workload on a fresh disk and writes down its calls.

@@ -12,6 +12,9 @@ mod damage;
 mod harness;
 mod oracle;
 #[expect(unreachable_pub, reason = "other tests share it")]
+#[path = "../common/panics.rs"]
+mod panics;
+#[expect(unreachable_pub, reason = "other tests share it")]
 #[path = "../common/rebuild.rs"]
 mod rebuild;
 mod sabotage;

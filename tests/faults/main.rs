@@ -12,8 +12,6 @@ mod run;
 mod scripts;
 mod syncs;
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -21,17 +19,13 @@ use std::time::{Duration, Instant};
 use alight::storage::sim::{Choice, Fault, FaultKind, SimStorage};
 use alight::{Durability, Error, Maintenance};
 use common::model::{Commit, Model, make};
+use common::panics::caught;
 use common::tiny::{contents, tiny_on as options};
 use parking_lot::Mutex;
 use run::{Often, Struck, Tally, run};
 use scripts::{put, scripts};
 
 const PATH: &str = "/store";
-
-fn words_of(panic: &(dyn Any + Send)) -> String {
-    let words = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    words.unwrap_or("without words").to_owned()
-}
 
 /// How long one run may take before it counts as hanging: thousands of times as long as it should.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -83,8 +77,7 @@ fn whatever_call_fails_in_whatever_way_nothing_acknowledged_is_lost() {
                             let op = ops[nth as usize];
                             let told = format!("{}: {kind:?} of call {nth} ({op}), {often:?}", script.name);
                             say(told.clone());
-                            let outcome = catch_unwind(AssertUnwindSafe(|| run(script, Some(job), &tally)))
-                                .unwrap_or_else(|panic| Err(format!("a panic: {}", words_of(&*panic))));
+                            let outcome = caught(|| run(script, Some(job), &tally));
                             if let Err(what) = outcome {
                                 wrong.lock().get_or_insert(format!("{told}: {what}"));
                             }

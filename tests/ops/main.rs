@@ -13,13 +13,13 @@ mod play;
 mod script;
 
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use alight::storage::sim::Sabotage;
 use common::bytes;
+use common::panics::caught;
 use common::sabotages::sabotages;
 use parking_lot::Mutex;
 use play::{Tally, play};
@@ -35,14 +35,7 @@ fn input(seed: u64) -> Vec<u8> {
     bytes(seed, 4 + 4 * (1 + seed as usize % STEPS_MAX))
 }
 
-/// Plays something; a panic of the store is a violation like others.
-fn caught<T>(play: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(play)).unwrap_or_else(|panic| {
-        let words = panic.downcast_ref::<String>().map(String::as_str);
-        Err(format!("a panic: {}", words.or(panic.downcast_ref::<&str>().copied()).unwrap_or("without words")))
-    })
-}
-
+/// Plays the script that some bytes are.
 fn judge(input: &[u8], sabotage: &Sabotage) -> Result<Tally, String> {
     let script = Script::decode(input);
     caught(|| play(&script, sabotage))

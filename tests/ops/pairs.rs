@@ -14,9 +14,10 @@ use alight::storage::sim::{Abilities, Fault, FaultKind, OpKind};
 use parking_lot::Mutex;
 
 use crate::common::bytes;
+use crate::common::panics::caught;
 use crate::play::play_struck;
 use crate::script::{Closed, Limit, Loss, Script, Setting, Step};
-use crate::{caught, input, number};
+use crate::{input, number};
 
 /// What the last power cut takes away, one after another.
 const LOSSES: [Loss; 8] = [

@@ -131,9 +131,10 @@ impl Player {
         Ok(())
     }
 
-    fn new(setting: Setting, sabotage: &Sabotage, faults: Vec<(usize, Fault)>) -> Result<Self, String> {
-        let mut player = Self {
-            sim: SimStorage::new(),
+    /// A player of a disk, before anything is on it that the player knows of.
+    fn of(sim: SimStorage, setting: Setting, sabotage: &Sabotage, faults: Vec<(usize, Fault)>) -> Self {
+        Self {
+            sim,
             setting,
             sabotage: sabotage.clone(),
             model: Model::default(),
@@ -149,7 +150,11 @@ impl Player {
             struck_before: 0,
             full: false,
             tally: Tally::default(),
-        };
+        }
+    }
+
+    fn new(setting: Setting, sabotage: &Sabotage, faults: Vec<(usize, Fault)>) -> Result<Self, String> {
+        let mut player = Self::of(SimStorage::new(), setting, sabotage, faults);
         player.furnish();
         let made =
             player.options().create_new(true).open(PATH).map_err(|error| format!("making the store: {error}"))?;
@@ -742,22 +747,10 @@ impl Player {
         self.leave_disk();
         for &loss in losses {
             let mut one = Player {
-                sim: self.sim.clone(),
-                setting: self.setting,
-                sabotage: self.sabotage.clone(),
                 model: self.model.clone(),
-                strikes: Strikes::default(),
-                store: None,
-                snapshots: Vec::new(),
-                reader: None,
                 backups: self.backups.clone(),
                 places: self.places,
-                faults: Vec::new(),
-                calls: Vec::new(),
-                armed_at: 0,
-                struck_before: 0,
-                full: false,
-                tally: Tally::default(),
+                ..Self::of(self.sim.clone(), self.setting, &self.sabotage, Vec::new())
             };
             let ended = one.cut_the_power(loss).and_then(|()| one.be_closed());
             ended.map_err(|wrong| format!("at the end, with {loss:?} lost: {wrong}"))?;

@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -20,7 +19,7 @@ use super::ask::{Answer, Ask, Subject};
 use super::atlas::{Region, Span, atlas};
 use super::flips::{WORKERS, told};
 use super::stores::compacted;
-use crate::harness::words_of;
+use crate::panics::caught;
 
 const BLOCK: usize = 4096;
 
@@ -276,8 +275,7 @@ fn of_a_compacted_store_no_block_and_no_file_in_a_wrong_place_is_believed() {
         for _ in 0..WORKERS {
             scope.spawn(|| {
                 while let Some(damage) = damages.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let judged = catch_unwind(AssertUnwindSafe(|| judge.judge(damage)))
-                        .unwrap_or_else(|panic| Err(format!("the store panics: {}", words_of(&*panic))));
+                    let judged = caught(|| judge.judge(damage));
                     match judged {
                         Ok(outcome) => *counts.lock().entry((damage.kind(), outcome)).or_default() += 1,
                         Err(what) => drop(wrong.lock().get_or_insert(format!("{damage:?}: {what}"))),

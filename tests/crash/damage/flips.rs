@@ -5,7 +5,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -17,8 +16,8 @@ use parking_lot::Mutex;
 use super::ask::{Answer, Ask, Resting, Subject};
 use super::atlas::{Region, Span, atlas};
 use super::stores::{Last, closed, compacted, killed, options};
-use crate::harness::words_of;
 use crate::oracle::PATH;
+use crate::panics::caught;
 use crate::sabotage::{bless, bless_payloads};
 use crate::workloads::value;
 
@@ -180,7 +179,7 @@ fn flip_everything(subject: &Subject, last_commit: u64) -> Result<Counts, String
                     for offset in range.clone() {
                         for bit in bits(*file, offset) {
                             let flip = Flip { path: &span.path, offset, bit, region: span.region, seq: span.seq };
-                            let judged = catch_unwind(AssertUnwindSafe(|| {
+                            let judged = caught(|| {
                                 let outcome = if !on.open && read_anew {
                                     disk.flip_bit(flip.path, offset, bit);
                                     let outcome = judge.ask(&store, flip, asks)?;
@@ -198,9 +197,7 @@ fn flip_everything(subject: &Subject, last_commit: u64) -> Result<Counts, String
                                     }
                                 }
                                 Ok(outcome)
-                            }));
-                            let judged =
-                                judged.unwrap_or_else(|panic| Err(format!("the store panics: {}", words_of(&*panic))));
+                            });
                             match judged {
                                 Ok(outcome) => *own.entry((span.region, outcome)).or_default() += 1,
                                 Err(what) => {
