@@ -385,7 +385,8 @@ impl PrefetchScheduler {
 
     /// Drops requests for none of the wanted bytes, and ready extents that hold none of them nor of the access's.
     fn drop_unwanted(&mut self, access: &Range<u64>, wanted: &[Range<u64>]) {
-        let meets = |start: u64, end: u64, range: &Range<u64>| start < range.end && range.start < end;
+        // A range of no bytes, somebody's read of nothing, shares none with an extent around it.
+        let meets = |start: u64, end: u64, range: &Range<u64>| start.max(range.start) < end.min(range.end);
         let unwanted: Vec<Holder> = self
             .extents
             .iter()

@@ -172,6 +172,18 @@ fn what_the_reader_left_behind_is_given_up_and_counted_as_wasted() {
 }
 
 #[test]
+fn a_read_of_no_bytes_keeps_no_extent_around_it() {
+    let now = Instant::now();
+    let mut scheduler = scheduler(3, 16, 48);
+    read_on(&mut scheduler, 0..4, 16, 10_000, now);
+    let one = scheduler.next(now).unwrap();
+    scheduler.filled(one.slot);
+    // The read of nothing begins within the extent; a file that ends there leaves nothing to be read after it.
+    scheduler.access(70..70, 70, now);
+    assert_eq!((scheduler.stats().wasted, scheduler.slots_in(SlotState::Ready)), (1, 0));
+}
+
+#[test]
 fn a_demanded_read_gets_a_slot_before_any_guess() {
     let now = Instant::now();
     let mut scheduler = scheduler(2, 16, 32);
