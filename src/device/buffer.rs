@@ -12,6 +12,7 @@ use super::cuda::{Copies, CudaMemory};
 use super::host::HostMemory;
 use super::{Device, check_range};
 use crate::error::{Error, Result};
+use crate::storage::Landing;
 
 /// Memory on one device, freed on drop.
 ///
@@ -80,6 +81,14 @@ impl DeviceBuffer {
     pub(crate) fn as_host_pages_mut(&mut self) -> Option<&mut [u8]> {
         match &mut self.memory {
             Memory::Host(memory) => Some(memory.pages_mut()),
+            Memory::Cuda(_) => None,
+        }
+    }
+
+    /// The same room, as what a read fills. Where it is left to the read this buffer is an empty one from then on.
+    pub(crate) fn as_host_landing(&mut self) -> Option<impl Landing> {
+        match &mut self.memory {
+            Memory::Host(memory) => Some(memory),
             Memory::Cuda(_) => None,
         }
     }

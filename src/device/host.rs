@@ -6,12 +6,14 @@
 //!   in a partly used page.
 //! - Bytes past the length are never shown as value bytes.
 
+use std::any::Any;
 use std::io;
+use std::mem;
 use std::sync::{Arc, LazyLock};
 
 use memmap2::MmapMut;
 
-use crate::storage::{AlignedBuf, BufferPool, DIRECT_ALIGN_BYTES, PooledBuf};
+use crate::storage::{AlignedBuf, BufferPool, DIRECT_ALIGN_BYTES, Landing, PooledBuf};
 
 /// The unit in which host memory is handed out: what a direct transfer needs.
 pub(super) const PAGE_BYTES: usize = DIRECT_ALIGN_BYTES as usize;
@@ -94,6 +96,20 @@ impl HostMemory {
             Pages::Lent(buf) => buf,
             Pages::Mapped(map) => map,
         }
+    }
+}
+
+#[expect(unsafe_code, reason = "the trait's promise")]
+// SAFETY: the pages are where they were allocated or mapped, wherever their owner is moved to, and are given back when he is
+// dropped.
+unsafe impl Landing for &mut HostMemory {
+    fn bytes(&mut self) -> &mut [u8] {
+        self.pages_mut()
+    }
+
+    fn leave(&mut self) -> Box<dyn Any + Send> {
+        let nothing = HostMemory { pages: Pages::Heap(AlignedBuf::zeroed(0)), len: 0 };
+        Box::new(mem::replace(&mut **self, nothing))
     }
 }
 

@@ -15,10 +15,12 @@
 //! Callers that hold slots and wait for more can wait for each other. So [`Staging::acquire`] is for who holds none; who
 //! holds some takes more with [`Staging::try_acquire`], and otherwise first lets go of one.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -26,6 +28,7 @@ use super::cuda::Event;
 use super::slab::{self, SlabSlot};
 use super::{Device, Kind};
 use crate::error::{Error, Result};
+use crate::storage::Landing;
 
 /// The bytes of a slot, and so of the longest copy. Measured on an H100 whose pinned copies reach 55 GB/s: copies of 1 MiB
 /// reach 48, of 2 MiB 51, of 4 MiB 53. Several threads fill one slot, so that the ring need not grow with its slots.
@@ -130,14 +133,29 @@ impl Staging {
     /// # Errors
     /// [`Error::Device`] once the device is lost.
     pub(crate) fn acquire(&self) -> Result<Slot> {
+        self.acquire_within(None).map(|slot| slot.expect("it waits for ever"))
+    }
+
+    /// [`acquire`](Self::acquire), while others hold every slot for no longer than `patience`; `None` then.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire).
+    pub(crate) fn acquire_within(&self, patience: Option<Duration>) -> Result<Option<Slot>> {
+        let until = patience.and_then(|patience| Instant::now().checked_add(patience));
         let ring = &self.0;
         let mut state = ring.state.lock();
         loop {
             ring.check(&state)?;
             let Some(place) = state.busy.pop_front() else {
-                match state.free.pop() {
-                    Some(place) => return Ok(self.slot(place)),
-                    None => ring.returned.wait(&mut state),
+                match (state.free.pop(), until) {
+                    (Some(place), _) => return Ok(Some(self.slot(place))),
+                    (None, None) => ring.returned.wait(&mut state),
+                    (None, Some(until)) => {
+                        let timed_out = ring.returned.wait_until(&mut state, until).timed_out();
+                        if timed_out && state.free.is_empty() && state.busy.is_empty() {
+                            return Ok(None);
+                        }
+                    }
                 }
                 continue;
             };
@@ -145,11 +163,11 @@ impl Staging {
             let idle =
                 MutexGuard::unlocked(&mut state, || if wait { place.wait().map(|()| true) } else { place.is_idle() });
             match idle {
-                Ok(true) => return Ok(self.slot(place)),
+                Ok(true) => return Ok(Some(self.slot(place))),
                 Ok(false) => {
                     ring.put_back(&mut state, place);
                     if let Some(place) = state.free.pop() {
-                        return Ok(self.slot(place));
+                        return Ok(Some(self.slot(place)));
                     }
                 }
                 Err(error) => {
@@ -292,6 +310,18 @@ impl Drop for Slot {
             self.ring.state.lock().free.push(place);
             self.ring.returned.notify_one();
         }
+    }
+}
+
+#[expect(unsafe_code, reason = "the trait's promise")]
+// SAFETY: a slot's bytes are in the ring's memory, which stays where it is; they are the slot's own until it is dropped.
+unsafe impl Landing for Option<Slot> {
+    fn bytes(&mut self) -> &mut [u8] {
+        self.as_deref_mut().unwrap_or_default()
+    }
+
+    fn leave(&mut self) -> Box<dyn Any + Send> {
+        Box::new(self.take())
     }
 }
 

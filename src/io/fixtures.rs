@@ -3,13 +3,16 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
 use super::transport::OpenFile;
 use crate::storage::sim::SimStorage;
 use crate::storage::{
-    Caching, DirEntry, FileFacts, OpenMode, Storage, StorageFile, StorageLock, StorageMap, write_all_at,
+    Arrival, Caching, DirEntry, FileFacts, Landing, OpenMode, Parts, Storage, StorageFile, StorageLock, StorageMap,
+    write_all_at,
 };
 
 /// The byte of a test file at an offset: different in every block.
@@ -69,6 +72,13 @@ impl Gate {
         while state.waiting < waiting {
             changed.wait(&mut state);
         }
+    }
+
+    /// Passes it, or waits as long as that in vain.
+    fn pass_within(&self, patience: Duration) -> bool {
+        let (state, changed) = &*self.0;
+        let mut state = state.lock();
+        !changed.wait_while_for(&mut state, |state| state.closed, patience).timed_out()
     }
 
     pub(crate) fn pass(&self) {
@@ -205,6 +215,32 @@ impl StorageFile for StuckFile {
 
     fn direct(&self) -> bool {
         self.file.direct()
+    }
+
+    fn read_parts_at(
+        &self,
+        memory: &mut dyn Landing,
+        parts: Parts,
+        patience: Option<Duration>,
+        landed: &mut dyn FnMut(&[u8]),
+    ) -> io::Result<Arrival> {
+        match patience {
+            None => self.gate.pass(),
+            Some(patience) if self.gate.pass_within(patience) => {}
+            Some(_) => {
+                let (gate, left) = (self.gate.clone(), memory.leave());
+                thread::spawn(move || {
+                    gate.pass();
+                    drop(left);
+                });
+                return Ok(Arrival::Overdue);
+            }
+        }
+        self.file.read_parts_at(memory, parts, patience, landed)
+    }
+
+    fn keeps_time(&self) -> bool {
+        true
     }
 
     fn raw_fd(&self) -> Option<std::os::fd::RawFd> {

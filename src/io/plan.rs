@@ -96,6 +96,11 @@ impl ReadPlan {
         plan
     }
 
+    /// Whether one thread carries it out, by one read, or by parts of one.
+    pub(crate) fn is_one_read(&self) -> bool {
+        self.reads.len() == 1 || self.part_bytes.is_some()
+    }
+
     /// Adds neighbours that are read as one range.
     fn add_span(&mut self, extents: &[Extent], span: &[usize], whole_blocks: bool, unit: u64) {
         let segment = extents[span[0]].segment;

@@ -2,10 +2,12 @@
 //! pinned slots to a GPU.
 
 use std::borrow::Borrow;
+use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use alight_format::limits::BLOCK_BYTES;
 use alight_format::{SegmentId, combine, crc32};
@@ -19,10 +21,10 @@ use crate::io::fill::{SlotRead, fill, fill_through, places};
 use crate::io::lanes::{in_lanes, lanes_for};
 use crate::io::plan::{Extent, Read, ReadPlan};
 use crate::io::routes::{Left, Routes};
-use crate::io::watched::step;
+use crate::io::watched::{Waited, step};
 use crate::io::windows::{WINDOW_BYTES, Windows};
 use crate::metrics::{Counters, LastRead, ReadRoute, RouteReason};
-use crate::storage::{AlignedBuf, Caching, StorageFile, is_direct_aligned, read_exact_at};
+use crate::storage::{AlignedBuf, Arrival, Caching, Landing, Parts, StorageFile, is_direct_aligned, read_exact_at};
 
 /// A file to read from, and its name for errors.
 #[derive(Debug, Clone)]
@@ -43,6 +45,12 @@ impl SegmentFile {
         self.file.resident(offset, len).unwrap_or_default().unwrap_or(false)
     }
 
+    /// Whether a read of a range, by whoever waits for it himself, ends in time: it comes out of the page cache, or from a disk
+    /// that can be waited for.
+    pub(crate) fn is_timely(&self, offset: u64, len: u64) -> bool {
+        self.file.keeps_time() || self.is_resident(offset, len)
+    }
+
     /// Reads whole blocks into `buf`: through the page cache when they are in it, past it when not.
     fn read(&self, buf: &mut [u8], offset: u64, counters: &Counters) -> Result<()> {
         self.read_by(buf, offset, self.is_resident(offset, buf.len() as u64), counters)
@@ -61,25 +69,45 @@ impl SegmentFile {
         Ok(())
     }
 
-    /// Reads whole blocks into `buf` in parts of `part_bytes` and tells of each, in order, while the next is on its way; whether it
-    /// did. Nothing is told where they are in the page cache, which gives them at once, or nothing goes past it.
-    fn read_in_parts(
+    /// Reads whole blocks to the front of `memory`: out of the page cache when they are in it, else past it where it can be done.
+    /// Tells of each part in order, while the next is on its way. Waits no longer than `patience` for a part where the read
+    /// [is timely](Self::is_timely); then the memory was left to the read.
+    fn read_parts(
         &self,
-        buf: &mut [u8],
-        offset: u64,
-        part_bytes: usize,
+        memory: &mut dyn Landing,
+        parts: Parts,
+        patience: Option<Duration>,
         counters: &Counters,
-        mut landed: impl FnMut(&[u8]),
-    ) -> Result<bool> {
-        let cached = self.is_resident(offset, buf.len() as u64);
-        if cached || !self.file.direct() || !is_direct_aligned(buf.as_ptr() as u64, offset, buf.len()) {
-            self.read_by(buf, offset, cached, counters)?;
-            return Ok(false);
+        landed: &mut dyn FnMut(&[u8]),
+    ) -> Result<Waited> {
+        let Parts { offset, len, part_bytes } = parts;
+        let failed = |source| self.read_failed(source, offset);
+        let cached = self.is_resident(offset, len as u64);
+        let buf = parts.of(memory.bytes()).map_err(failed)?;
+        if cached {
+            match read_exact_at(&*self.file, buf, offset, Caching::Cached) {
+                Ok(()) => {
+                    Counters::add(&counters.bytes_buffered, len as u64);
+                    buf.chunks(part_bytes).for_each(landed);
+                    return Ok(Waited::Done);
+                }
+                // It has left the page cache since, or is still on its way there.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(failed(error)),
+            }
         }
-        let outcome = self.file.read_parts_at(buf, offset, part_bytes, &mut landed);
-        outcome.map_err(|source| self.read_failed(source, offset))?;
-        Counters::add(&counters.bytes_direct, buf.len() as u64);
-        Ok(true)
+        if !self.file.direct() || !is_direct_aligned(buf.as_ptr() as u64, offset, len) {
+            self.read_by(buf, offset, true, counters)?;
+            buf.chunks(part_bytes).for_each(landed);
+            return Ok(Waited::Done);
+        }
+        match self.file.read_parts_at(memory, parts, patience, landed).map_err(failed)? {
+            Arrival::Landed => {
+                Counters::add(&counters.bytes_direct, len as u64);
+                Ok(Waited::Done)
+            }
+            Arrival::Overdue => Ok(Waited::Stuck),
+        }
     }
 
     fn read_failed(&self, source: std::io::Error, offset: u64) -> Error {
@@ -136,6 +164,10 @@ pub(crate) fn execute(
     routes: &Routes,
     counters: &Counters,
 ) -> Result<Outcome> {
+    if plan.is_one_read() {
+        let outcome = execute_one(plan, extents, &find(plan.reads[0].segment)?, arena, None, counters)?;
+        return Ok(outcome.expect("it waits for ever"));
+    }
     // Once for all the calls that this thread makes of the driver.
     let _current = if arena.device().is_host() { None } else { Some(arena.device().make_current()?) };
     let on_device = is_checked_on(arena.device(), plan, find);
@@ -149,6 +181,52 @@ pub(crate) fn execute(
     };
     let damaged = if on_device { damaged_on_device(plan, extents, arena)? } else { checks.damaged(plan, extents) };
     Ok(Outcome { damaged, read })
+}
+
+/// [`execute`] of a plan [of one read](ReadPlan::is_one_read), of this file, by this thread: it waits for the disk no longer than
+/// `patience`, where the read [is timely](SegmentFile::is_timely). `None` where it did; the arena, on the host, was left to the
+/// read then, and is empty.
+pub(crate) fn execute_one(
+    plan: &ReadPlan,
+    extents: &[Extent],
+    file: &SegmentFile,
+    arena: &mut DeviceBuffer,
+    patience: Option<Duration>,
+    counters: &Counters,
+) -> Result<Option<Outcome>> {
+    let first = &plan.reads[0];
+    let len = plan.reads.iter().map(|read| read.len).sum();
+    let parts = Parts { offset: first.offset, len, part_bytes: first.len };
+    if let Some(mut memory) = arena.as_host_landing() {
+        let checks = Checks::new(plan.pieces.len());
+        let mut next = plan.reads.iter();
+        let mut landed = |part: &[u8]| next.by_ref().take(1).for_each(|read| checks.take(plan, read, part));
+        if file.read_parts(&mut memory, parts, patience, counters, &mut landed)? == Waited::Stuck {
+            return Ok(None);
+        }
+        let read = LastRead { route: ReadRoute::Host, why: RouteReason::OnTheHost };
+        return Ok(Some(Outcome { damaged: checks.damaged(plan, extents), read }));
+    }
+    // Once for all the calls that this thread makes of the driver.
+    let _current = arena.device().make_current()?;
+    let on_device = is_checked_on(arena.device(), plan, &|_| Ok(file.clone()));
+    let staging = arena.device().staging()?;
+    let upload = Upload::new(arena)?;
+    let mut slot = staging.acquire_within(patience)?;
+    if slot.is_none() || file.read_parts(&mut slot, parts, patience, counters, &mut |_| {})? == Waited::Stuck {
+        return Ok(None);
+    }
+    let Some(slot) = slot else { return Ok(None) };
+    let checks = Checks::new(if on_device { 0 } else { plan.pieces.len() });
+    // The check takes no time, since the hardware copies meanwhile.
+    upload.copy_and_finish(slot, &[(first.wanted.clone(), first.arena_offset)], |slot| {
+        if !on_device {
+            checks.take(plan, first, &slot[..len]);
+        }
+    })?;
+    let damaged = if on_device { damaged_on_device(plan, extents, arena)? } else { checks.damaged(plan, extents) };
+    let read = LastRead { route: ReadRoute::Staged, why: RouteReason::Small };
+    Ok(Some(Outcome { damaged, read }))
 }
 
 /// Whether a device takes the checksums of a plan by itself.
@@ -185,16 +263,6 @@ fn read_to_host(
     checks: &Checks,
     counters: &Counters,
 ) -> Result<()> {
-    if let Some(part_bytes) = plan.part_bytes {
-        let (reads, len) = (&plan.reads, plan.reads.iter().map(|read| read.len).sum::<usize>());
-        let bytes = &mut arena[..len];
-        let mut next = reads.iter();
-        let mut check = |part: &[u8]| next.by_ref().take(1).for_each(|read| checks.take(plan, read, part));
-        if !find(reads[0].segment)?.read_in_parts(bytes, reads[0].offset, part_bytes, counters, &mut check)? {
-            bytes.chunks(part_bytes).for_each(check);
-        }
-        return Ok(());
-    }
     // Reads land in rising order, none over another.
     let mut targets = Vec::with_capacity(plan.reads.len());
     let (mut rest, mut start) = (arena, 0);
@@ -373,15 +441,30 @@ pub(crate) fn read_chunks(
     extent: &Extent,
     range: Range<u64>,
     counters: &Counters,
-    mut hand_on: impl FnMut(u64, &[u8]) -> Result<()>,
+    hand_on: impl FnMut(u64, &[u8]) -> Result<()>,
 ) -> Result<()> {
+    read_chunks_within(file, extent, range, None, counters, hand_on).map(drop)
+}
+
+/// [`read_chunks`], which waits for the disk no longer than `patience` for each, where the read
+/// [is timely](SegmentFile::is_timely).
+pub(crate) fn read_chunks_within(
+    file: &SegmentFile,
+    extent: &Extent,
+    range: Range<u64>,
+    patience: Option<Duration>,
+    counters: &Counters,
+    mut hand_on: impl FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<Waited> {
     let mut buffer = chunk_buffer(&range);
-    for (at, len) in chunks_of(extent, range) {
-        let bytes = read_chunk(file, extent, (at, len), &mut buffer, counters)?;
+    for chunk in chunks_of(extent, range) {
+        let Some(bytes) = read_chunk(file, extent, chunk, &mut buffer, patience, counters)? else {
+            return Ok(Waited::Stuck);
+        };
         step();
-        hand_on(at, &buffer[bytes])?;
+        hand_on(chunk.0, &buffer[bytes])?;
     }
-    Ok(())
+    Ok(Waited::Done)
 }
 
 /// A buffer for the chunks of a range: a short one takes a short buffer, since 1 MiB of zeros costs more than most extents.
@@ -397,17 +480,20 @@ pub(super) fn chunks_of(extent: &Extent, range: Range<u64>) -> impl Iterator<Ite
     range.step_by(READ_BYTES).map(move |at| (at, (end - at).min(READ_BYTES as u64)))
 }
 
-/// Reads a chunk, in whole blocks, into a [`chunk_buffer`]; answers where in it the chunk is.
+/// Reads a chunk, in whole blocks, into a [`chunk_buffer`]; answers where in it the chunk is. `None` where that took longer than
+/// `patience`: the buffer was left to the read then.
 pub(super) fn read_chunk(
     file: &SegmentFile,
     extent: &Extent,
     (at, len): (u64, u64),
     buffer: &mut AlignedBuf,
+    patience: Option<Duration>,
     counters: &Counters,
-) -> Result<Range<usize>> {
+) -> Result<Option<Range<usize>>> {
     let start = (extent.offset + at) / BLOCK_BYTES * BLOCK_BYTES;
     let end = (extent.offset + at + len).next_multiple_of(BLOCK_BYTES);
-    file.read(&mut buffer[..(end - start) as usize], start, counters)?;
+    let parts = Parts::one(start, (end - start) as usize);
+    let waited = file.read_parts(buffer, parts, patience, counters, &mut |_| {})?;
     let skip = (extent.offset + at - start) as usize;
-    Ok(skip..skip + len as usize)
+    Ok((waited == Waited::Done).then_some(skip..skip + len as usize))
 }

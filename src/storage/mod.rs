@@ -17,9 +17,11 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 mod aligned;
 mod file;
+mod landing;
 mod lent;
 pub mod sim;
 #[cfg(test)]
@@ -27,6 +29,7 @@ mod suite;
 
 pub use aligned::{AlignedBuf, BufferPool, DIRECT_ALIGN_BYTES, PooledBuf, PooledPart};
 pub use file::FileStorage;
+pub use landing::{Arrival, Landing, Parts};
 pub use lent::LentBytes;
 pub(crate) use lent::lend;
 
@@ -48,6 +51,9 @@ pub enum OpenMode {
 pub enum Caching {
     /// Through the page cache: any offset, any length, any address.
     Buffered,
+    /// Out of the page cache, and nothing else: a read of what is not in it, or is still on its way there, is `WouldBlock`, or
+    /// short. As `Buffered` for a write, and where the file system cannot tell.
+    Cached,
     /// Past the page cache (`O_DIRECT`), where the file system can; address, offset and length must be multiples of
     /// [`DIRECT_ALIGN_BYTES`]. Where it cannot, the implementation goes through the page cache and says so in
     /// [`StorageFile::direct`].
@@ -188,22 +194,29 @@ pub trait StorageFile: Send + Sync + fmt::Debug {
     /// Writes the slices one after another at `offset`; returns how many bytes were taken, which may be fewer.
     fn write_vectored_at(&self, bufs: &[io::IoSlice<'_>], offset: u64, caching: Caching) -> io::Result<usize>;
 
-    /// Reads exactly `buf.len()` bytes past the page cache, where the file system can: in parts of `part_bytes` (the last may be
-    /// shorter). `landed` is called with the bytes of each, in order, once they are there, and while the next are on their way
-    /// where the system can do that for one thread. A file that ends before is `UnexpectedEof`. Blocks until nothing is on its
-    /// way any more.
+    /// Reads exactly the bytes of `parts` to the front of `memory`, past the page cache where the file system can. `landed` is
+    /// called with the bytes of each part, in order, once they are there, and while the next are on their way where the system can
+    /// do that for one thread. A file that ends before is `UnexpectedEof`. Blocks until nothing is on its way any more: or, where
+    /// the file [keeps to its time](Self::keeps_time), until a part has not come within `patience`. Then the answer is `Overdue`,
+    /// and the memory was left to the read, which frees it when it ends.
     fn read_parts_at(
         &self,
-        buf: &mut [u8],
-        offset: u64,
-        part_bytes: usize,
+        memory: &mut dyn Landing,
+        parts: Parts,
+        patience: Option<Duration>,
         landed: &mut dyn FnMut(&[u8]),
-    ) -> io::Result<()> {
-        for (index, part) in buf.chunks_mut(part_bytes).enumerate() {
-            read_exact_at(self, part, offset + (index * part_bytes) as u64, Caching::Direct)?;
+    ) -> io::Result<Arrival> {
+        let _ = patience;
+        for (index, part) in parts.of(memory.bytes())?.chunks_mut(parts.part_bytes).enumerate() {
+            read_exact_at(self, part, parts.offset + (index * parts.part_bytes) as u64, Caching::Direct)?;
             landed(part);
         }
-        Ok(())
+        Ok(Arrival::Landed)
+    }
+
+    /// Whether [`read_parts_at`](Self::read_parts_at) waits no longer than it is told.
+    fn keeps_time(&self) -> bool {
+        false
     }
 
     /// Writes all of some parts past the page cache, where the file system can: each as soon as it comes, several at a time
@@ -274,7 +287,7 @@ pub fn read_exact_at(
                 buf = &mut buf[n..];
                 offset += n as u64;
                 // A short count can leave the rest off the alignment that a direct transfer needs.
-                if !is_direct_aligned(buf.as_ptr() as u64, offset, buf.len()) {
+                if caching == Caching::Direct && !is_direct_aligned(buf.as_ptr() as u64, offset, buf.len()) {
                     caching = Caching::Buffered;
                 }
             }

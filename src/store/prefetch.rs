@@ -34,7 +34,7 @@ use crate::io::{Extent, ReadPlan, Routes, execute};
 use crate::metrics::Counters;
 use crate::prefetch::line::{Line, STRETCH_BYTES};
 use crate::prefetch::{Prefetch, PrefetchOptions, PrefetchScheduler, PrefetchStats, RangeLookup, SlotId, SlotState};
-use crate::store::read::segment_file;
+use crate::store::read::{open_segment_file, segment_file};
 use crate::store::segment::Segments;
 
 /// How long what was asked for may wait for the thread. Long: what is not wanted any more is dropped by the next get.
@@ -143,7 +143,8 @@ impl Prefetcher {
             return None;
         }
         if extent.length < PREFETCHED_CACHED_BYTES_MIN
-            && segment_file(segments, extent.segment).is_ok_and(|file| file.is_resident(extent.offset, extent.length))
+            && open_segment_file(segments, extent.segment)
+                .is_some_and(|file| file.is_resident(extent.offset, extent.length))
         {
             return None;
         }

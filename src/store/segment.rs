@@ -313,6 +313,13 @@ impl Segments {
         Ok((segment, file))
     }
 
+    /// [`file_of`](Self::file_of) of a segment whose file is open already; asks the disk for nothing.
+    pub(crate) fn open_file_of(&self, id: SegmentId) -> Option<(Arc<Segment>, Arc<dyn StorageFile>)> {
+        let segment = self.get(id)?;
+        let file = self.open.lock().get(id)?;
+        Some((segment, file))
+    }
+
     /// A segment's file, open for reading and proven to be that segment's.
     pub(crate) fn file(&self, segment: &Segment) -> Result<Arc<dyn StorageFile>> {
         if let Some(file) = self.open.lock().get(segment.id) {

@@ -1,12 +1,17 @@
 //! A disk whose calls a test can hold up, and fail, one by one: it decides in which order threads come to them.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use alight::storage::sim::{OpKind, SimStorage};
-use alight::storage::{Caching, DirEntry, FileFacts, OpenMode, Storage, StorageFile, StorageLock, StorageMap};
+use alight::storage::{
+    Arrival, Caching, DirEntry, FileFacts, Landing, OpenMode, Parts, Storage, StorageFile, StorageLock, StorageMap,
+};
 
 /// Told of every call before it is made; may block, and may answer in its place.
 pub type Hook = dyn Fn(OpKind, &Path) -> io::Result<()> + Send + Sync;
@@ -165,6 +170,41 @@ impl StorageFile for InterposedFile {
 
     fn direct(&self) -> bool {
         self.file.direct()
+    }
+
+    /// The hook is called by a thread of its own where it may take too long.
+    fn read_parts_at(
+        &self,
+        memory: &mut dyn Landing,
+        parts: Parts,
+        patience: Option<Duration>,
+        landed: &mut dyn FnMut(&[u8]),
+    ) -> io::Result<Arrival> {
+        match patience {
+            None => (self.hook)(OpKind::Read, &self.path)?,
+            Some(patience) => {
+                let (hook, path) = (Arc::clone(&self.hook), self.path.clone());
+                let (passed, pass) = mpsc::channel();
+                let (leave, left) = mpsc::channel::<Box<dyn Any + Send>>();
+                thread::spawn(move || {
+                    let _ = passed.send(hook(OpKind::Read, &path));
+                    // What is left, if anything is, is freed once the call is over.
+                    left.into_iter().for_each(drop);
+                });
+                match pass.recv_timeout(patience) {
+                    Ok(outcome) => outcome?,
+                    Err(_) => {
+                        let _ = leave.send(memory.leave());
+                        return Ok(Arrival::Overdue);
+                    }
+                }
+            }
+        }
+        self.file.read_parts_at(memory, parts, patience, landed)
+    }
+
+    fn keeps_time(&self) -> bool {
+        self.file.keeps_time()
     }
 
     fn raw_fd(&self) -> Option<std::os::fd::RawFd> {

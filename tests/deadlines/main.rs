@@ -368,6 +368,62 @@ fn a_read_into_the_callers_memory_that_gets_stuck_is_given_up() {
     assert_eq!(destination[..5000], small);
 }
 
+/// A read of one key, by one of the store's methods.
+type ReadOne<'a> = (&'a str, &'a mut dyn FnMut(&Store) -> Result<Vec<u8>, Error>);
+
+/// Reads of less than what another thread reads: the caller's own waits for the disk.
+#[test]
+fn small_reads_that_get_stuck_are_given_up_whether_or_not_the_segment_was_read_before() {
+    let disk = Disk::new();
+    let store = disk.options().segment_bytes(64 << 20).create_new(true).open(PATH).unwrap();
+    let lens = [100, 1 << 20, 3 << 20];
+    let values: Vec<Vec<u8>> = lens.iter().enumerate().map(|(n, &len)| bytes(n as u64, len)).collect();
+    for (n, value) in values.iter().enumerate() {
+        let mut batch = store.batch();
+        batch.put_with_attributes(format!("{n}"), value, vec![("n".into(), vec![n as u8])]).unwrap();
+        batch.commit().unwrap();
+    }
+    store.close().unwrap();
+    let mut timeouts = 0;
+    for warm in [false, true] {
+        for (n, value) in values.iter().enumerate() {
+            let (key, len) = (format!("{n}"), value.len());
+            let mut destination = vec![0; len];
+            let reads: [ReadOne<'_>; 6] = [
+                ("get", &mut |store| Ok(store.get(&key, &Device::host())?.as_host().unwrap().to_vec())),
+                ("get_many", &mut |store| {
+                    let tensors = store.get_many([key.as_str(), "0"], &Device::host())?;
+                    Ok(tensors[0].as_host().unwrap().to_vec())
+                }),
+                ("get_into", &mut |store| store.get_into(&key, &mut destination).map(|_| destination.clone())),
+                ("get_range", &mut |store| {
+                    let range = store.get_range(&key, 0..len as u64, &Device::host())?;
+                    Ok(range.as_host().unwrap().to_vec())
+                }),
+                ("get_to_writer", &mut |store| {
+                    let mut written = Vec::new();
+                    store.get_to_writer(&key, &mut written).map(|_| written)
+                }),
+                ("attributes", &mut |store| store.attributes(&key).map(|found| found[0].1.clone())),
+            ];
+            for (name, read) in reads {
+                let expected = if name == "attributes" { &vec![n as u8] } else { value };
+                let store = disk.options().read_only(true).open(PATH).unwrap();
+                if warm {
+                    assert!(read(&store).unwrap() == *expected, "{name} of {len}");
+                }
+                disk.stick(OpKind::Read, ".seg", 0);
+                assert!(timed_out(read(&store)), "{name} of {len}, warm: {warm}");
+                assert_eq!(store.metrics().timeouts, 1, "{name} of {len}, warm: {warm}");
+                timeouts += 1;
+                disk.go_on();
+                assert!(read(&store).unwrap() == *expected, "{name} of {len}");
+            }
+        }
+    }
+    assert_eq!(timeouts, 2 * 3 * 6);
+}
+
 #[test]
 fn looking_through_a_store_and_backing_it_up_are_given_up_and_the_store_goes_on() {
     let disk = Disk::new();

@@ -3,17 +3,23 @@
 //! it submits.
 //!
 //! # Invariants
-//! - Memory that was submitted is nobody's until the kernel has answered for it: a flight that is dropped waits.
+//! - Memory that was submitted is nobody's until the kernel has answered for it: a flight that is dropped waits, and one that
+//!   somebody waits for no longer is left to a thread of its own, together with its memory.
 //! - A queue is used by one flight at a time, and lent again only with nothing in it.
 //! - An answer is reported as it is: short counts and refusals are the caller's to continue.
 
+use std::any::Any;
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::AsRawFd;
+use std::sync::LazyLock;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::super::{Part, PartBytes, is_direct_aligned};
+use super::super::{Arrival, Landing, Part, PartBytes, Parts, is_direct_aligned};
 use super::sys::{check, signed};
 
 /// How many transfers a queue holds. What is moved in parts has fewer of them, mostly.
@@ -120,11 +126,17 @@ impl Queue {
         check(answer).map(drop)
     }
 
-    /// Waits for one answer at least; how many of `events` were filled.
-    fn wait(&self, events: &mut [Event]) -> io::Result<usize> {
+    /// Waits for one answer at least, or as long as it is told; how many of `events` were filled.
+    fn wait(&self, events: &mut [Event], longest: Option<Duration>) -> io::Result<usize> {
+        let mut longest = longest.map(|longest| libc::timespec {
+            // 292 billion years are long enough, and a second has fewer nanoseconds than any `long` can count.
+            tv_sec: libc::time_t::try_from(longest.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: longest.subsec_nanos() as libc::c_long,
+        });
+        let longest = longest.as_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut);
         #[expect(unsafe_code, reason = "the kernel's queues have no wrapper")]
-        // SAFETY: the call fills at most as many events as it is told, all of which live through it; without a time it waits
-        // for the first.
+        // SAFETY: the call fills at most as many events as it is told, all of which live through it, as does the time; without
+        // a time it waits for the first.
         let answer = unsafe {
             libc::syscall(
                 libc::SYS_io_getevents,
@@ -132,7 +144,7 @@ impl Queue {
                 1 as libc::c_long,
                 events.len() as libc::c_long,
                 events.as_mut_ptr(),
-                std::ptr::null_mut::<libc::timespec>(),
+                longest,
             )
         };
         // `check` made it non-negative.
@@ -150,9 +162,14 @@ impl Drop for Queue {
     }
 }
 
-/// Transfers of one file that are under way, each known by a number below [`DEPTH`].
-struct Flight<'f> {
-    file: &'f File,
+/// Whether the system has such queues. Asked once: a container's policy does not change.
+pub(super) fn is_available() -> bool {
+    static AVAILABLE: LazyLock<bool> = LazyLock::new(|| Queue::lend().map(Queue::give_back).is_ok());
+    *AVAILABLE
+}
+
+/// Transfers that are under way, each known by a number below [`DEPTH`].
+struct Flight {
     queue: Option<Queue>,
     /// How many are under way.
     count: usize,
@@ -161,25 +178,32 @@ struct Flight<'f> {
 /// What became of a transfer: its number, and how many bytes were moved.
 type Landed = (usize, io::Result<usize>);
 
-impl<'f> Flight<'f> {
-    /// Of a file that is open for direct transfers: through the page cache the kernel would not return before they are done.
+impl Flight {
     /// `None` where the system has no such queues, or none left.
-    fn new(file: &'f File) -> Option<Self> {
+    fn new() -> Option<Self> {
         let queue = Queue::lend().inspect_err(|error| tracing::trace!(%error, "no queue of the kernel's")).ok()?;
-        Some(Self { file, queue: Some(queue), count: 0 })
+        Some(Self { queue: Some(queue), count: 0 })
     }
 
-    /// Begins a transfer; whether the queue takes it.
+    /// Begins a transfer of a file that is open for direct ones: through the page cache the kernel would not return before it
+    /// is done. Whether the queue takes it.
     ///
     /// # Safety
     /// Nobody else touches the memory until [`land`](Self::land) has answered for the transfer or the flight has been dropped,
     /// and it is not leaked. For a write, others may read; who writes to it meanwhile, or frees it, gets what he deserves into the
     /// file, and nothing else.
     #[expect(unsafe_code, reason = "the kernel uses the memory after this returns")]
-    unsafe fn begin(&mut self, operation: (u16, u32), memory: *mut [u8], offset: u64, number: usize) -> bool {
+    unsafe fn begin(
+        &mut self,
+        file: &File,
+        operation: (u16, u32),
+        memory: *mut [u8],
+        offset: u64,
+        number: usize,
+    ) -> bool {
         let Some(queue) = self.queue.as_ref().filter(|_| self.count < DEPTH) else { return false };
         // SAFETY: as the caller promises.
-        match unsafe { queue.submit(self.file, operation, memory, offset, number as u64) } {
+        match unsafe { queue.submit(file, operation, memory, offset, number as u64) } {
             Ok(()) => {
                 self.count += 1;
                 true
@@ -191,15 +215,17 @@ impl<'f> Flight<'f> {
         }
     }
 
-    /// Waits until some transfers have landed; none where none is under way.
+    /// Waits until some transfers have landed, or for as long as it is told; none where none is under way.
     ///
     /// # Errors
     /// The queue does not answer. Nothing is under way any more then.
-    fn land(&mut self) -> io::Result<Vec<Landed>> {
+    fn land(&mut self, longest: Option<Duration>) -> io::Result<Vec<Landed>> {
         let mut events = [Event::default(); DEPTH];
         let Some(queue) = self.queue.as_ref().filter(|_| self.count > 0) else { return Ok(Vec::new()) };
+        let until = longest.and_then(|longest| Instant::now().checked_add(longest));
         let count = loop {
-            match queue.wait(&mut events) {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            match queue.wait(&mut events, left) {
                 Ok(count) => break count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -224,11 +250,27 @@ impl<'f> Flight<'f> {
     }
 }
 
-impl Drop for Flight<'_> {
+impl Flight {
+    /// Leaves what is under way to a thread that waits for its end, and then frees the memory. Where the system gives no such
+    /// thread nobody ever does.
+    fn leave(self, memory: Box<dyn Any + Send>) {
+        let left = ManuallyDrop::new((self, memory));
+        let wait = move || {
+            let (flight, memory) = ManuallyDrop::into_inner(left);
+            drop(flight);
+            drop(memory);
+        };
+        if let Err(error) = thread::Builder::new().name("alight-overdue".into()).spawn(wait) {
+            tracing::warn!(%error, "no thread to wait for a read that is overdue; its memory is lost");
+        }
+    }
+}
+
+impl Drop for Flight {
     fn drop(&mut self) {
         while self.count > 0 {
             // What became of them nobody asks any more.
-            let _ = self.land();
+            let _ = self.land(None);
         }
         if let Some(queue) = self.queue.take() {
             queue.give_back();
@@ -254,14 +296,14 @@ pub(super) fn write_parts(
 ) -> io::Result<()> {
     // Dropped after the flight: what is in it is written from.
     let mut under_way: [Option<Part>; DEPTH] = [const { None }; DEPTH];
-    let Some(mut flight) = file.and_then(Flight::new) else {
+    let Some((file, mut flight)) = file.and_then(|file| Some((file, Flight::new()?))) else {
         for part in parts {
             plainly(&part.bytes.into_owned()?, part.offset)?;
         }
         return Ok(());
     };
-    let land = |flight: &mut Flight<'_>, under_way: &mut [Option<Part>; DEPTH]| {
-        for (number, answer) in flight.land()? {
+    let land = |flight: &mut Flight, under_way: &mut [Option<Part>; DEPTH]| {
+        for (number, answer) in flight.land(None)? {
             let Some(part) = under_way.get_mut(number).and_then(Option::take) else { continue };
             let done = moved(answer)?;
             if done < part.bytes.len() {
@@ -286,7 +328,8 @@ pub(super) fn write_parts(
                     #[expect(unsafe_code, reason = "the kernel reads the memory after the call returns")]
                     // SAFETY: the lender has the memory now, and only reads it. Should he take it back while the kernel has its
                     // pages, the commit has been given up.
-                    let begun = aligned && unsafe { flight.begin((PWRITE, NOWAIT), memory.cast_mut(), offset, number) };
+                    let begun =
+                        aligned && unsafe { flight.begin(file, (PWRITE, NOWAIT), memory.cast_mut(), offset, number) };
                     begun
                 });
                 if begun == Some(true) {
@@ -304,7 +347,7 @@ pub(super) fn write_parts(
         #[expect(unsafe_code, reason = "the kernel reads the memory after the call returns")]
         // SAFETY: the part is kept in `under_way`, untouched, until the flight has answered for its number or, where this ends
         // early, has been dropped; its memory does not move with it.
-        let begun = unsafe { flight.begin((PWRITE, 0), memory, offset, number) };
+        let begun = unsafe { flight.begin(file, (PWRITE, 0), memory, offset, number) };
         if begun {
             under_way[number] = Some(Part { offset, bytes: owned.into() });
         } else {
@@ -317,46 +360,54 @@ pub(super) fn write_parts(
     Ok(())
 }
 
-/// Fills `buf` from `offset` on, in parts of `part_bytes`, and tells of each part once its bytes are there, while the next is on
-/// its way; `plainly` fills all of some bytes by a call of its own.
+/// Fills memory from a file in parts, and tells of each part once its bytes are there, while the next is on its way; `plainly` fills
+/// all of some bytes by a call of its own, however long that takes. A part that has not come within `patience` is waited for no
+/// longer.
 ///
 /// One part is on its way at a time: a virtual disk answers for all that it was given at once when the last of it is done.
 pub(super) fn read_parts(
     file: &File,
-    buf: &mut [u8],
-    offset: u64,
-    part_bytes: usize,
+    memory: &mut dyn Landing,
+    parts: Parts,
+    patience: Option<Duration>,
     landed: &mut dyn FnMut(&[u8]),
     plainly: impl Fn(&mut [u8], u64) -> io::Result<()>,
-) -> io::Result<()> {
+) -> io::Result<Arrival> {
+    let offset_of = |number: usize| parts.offset + (number * parts.part_bytes) as u64;
     // Dropped after the flight, which fills them.
-    let mut parts: Vec<&mut [u8]> = buf.chunks_mut(part_bytes).collect();
-    let offset_of = |number: usize| offset + (number * part_bytes) as u64;
-    let mut flight = Flight::new(file);
+    let mut pieces: Vec<&mut [u8]> = parts.of(memory.bytes())?.chunks_mut(parts.part_bytes).collect();
+    let mut flight = Flight::new();
     // Whether a part was begun: none where there is none.
-    let begin = |flight: &mut Option<Flight<'_>>, parts: &mut [&mut [u8]], number: usize| {
-        let (Some(flight), Some(part)) = (flight, parts.get_mut(number)) else { return false };
-        let aligned = is_direct_aligned(part.as_ptr().addr() as u64, offset_of(number), part.len());
+    let begin = |flight: &mut Option<Flight>, pieces: &mut [&mut [u8]], number: usize| {
+        let (Some(flight), Some(piece)) = (flight, pieces.get_mut(number)) else { return false };
+        let aligned = is_direct_aligned(piece.as_ptr().addr() as u64, offset_of(number), piece.len());
         #[expect(unsafe_code, reason = "the kernel fills the memory after the call returns")]
-        // SAFETY: the part is borrowed by `parts` longer than the flight lives, and not touched before the flight has
-        // answered for its number.
-        let begun = aligned && unsafe { flight.begin((PREAD, 0), *part, offset_of(number), number) };
+        // SAFETY: the piece is borrowed by `pieces` longer than the flight lives, and not touched before the flight has
+        // answered for its number; where the flight is left, so is the memory, which stays where it is.
+        let begun = aligned && unsafe { flight.begin(file, (PREAD, 0), *piece, offset_of(number), number) };
         begun
     };
-    let mut begun = begin(&mut flight, &mut parts, 0);
-    for number in 0..parts.len() {
+    let mut begun = begin(&mut flight, &mut pieces, 0);
+    for number in 0..pieces.len() {
         let mut done = 0;
-        if let Some(flight) = flight.as_mut().filter(|_| begun) {
-            for (_, answer) in flight.land()? {
+        if let Some(flying) = flight.as_mut().filter(|_| begun) {
+            let answers = flying.land(patience)?;
+            if answers.is_empty()
+                && let Some(flight) = flight.take()
+            {
+                flight.leave(memory.leave());
+                return Ok(Arrival::Overdue);
+            }
+            for (_, answer) in answers {
                 done = moved(answer)?;
             }
         }
-        begun = begin(&mut flight, &mut parts, number + 1);
-        let part = &mut *parts[number];
-        if done < part.len() {
-            plainly(&mut part[done..], offset_of(number) + done as u64)?;
+        begun = begin(&mut flight, &mut pieces, number + 1);
+        let piece = &mut *pieces[number];
+        if done < piece.len() {
+            plainly(&mut piece[done..], offset_of(number) + done as u64)?;
         }
-        landed(part);
+        landed(piece);
     }
-    Ok(())
+    Ok(Arrival::Landed)
 }

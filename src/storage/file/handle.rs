@@ -13,10 +13,14 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use memmap2::Mmap;
 
-use super::super::{Caching, FileFacts, Part, StorageFile, StorageMap, is_direct_aligned, read_exact_at, write_all_at};
+use super::super::{
+    Arrival, Caching, FileFacts, Landing, Part, Parts, StorageFile, StorageMap, is_direct_aligned, read_exact_at,
+    write_all_at,
+};
 use super::{aio, sys};
 
 /// `mincore` is asked about this many bytes at a time, which bounds its answer (one byte a page) to 16 KiB.
@@ -50,6 +54,8 @@ pub(super) struct FileHandle {
     direct: OnceLock<Option<File>>,
     /// Set when a direct transfer was refused although the descriptor opened.
     direct_refused: AtomicBool,
+    /// Set when the file system had no reads that wait for nothing.
+    cached_refused: AtomicBool,
     /// Where the file was opened. It may bear another name by now.
     path: PathBuf,
     writable: bool,
@@ -57,8 +63,8 @@ pub(super) struct FileHandle {
 
 impl FileHandle {
     pub(super) fn new(buffered: File, path: &Path, writable: bool) -> Self {
-        let (direct, direct_refused) = (OnceLock::new(), AtomicBool::new(false));
-        Self { buffered, direct, direct_refused, path: path.to_path_buf(), writable }
+        let (direct, direct_refused, cached_refused) = Default::default();
+        Self { buffered, direct, direct_refused, cached_refused, path: path.to_path_buf(), writable }
     }
 
     /// The descriptor for direct transfers, opened by the first call.
@@ -112,6 +118,20 @@ impl FileHandle {
         }
     }
 
+    /// Tries a read that waits for nothing; `None` where the file system has no such thing.
+    fn try_cached(&self, buf: &mut [u8], offset: u64) -> Option<io::Result<usize>> {
+        if self.cached_refused.load(Ordering::Relaxed) {
+            return None;
+        }
+        match sys::read_cached_at(&self.buffered, buf, offset) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                self.cached_refused.store(true, Ordering::Relaxed);
+                None
+            }
+            answer => Some(answer),
+        }
+    }
+
     /// Whether the kernel tells this process what of the file is cached. Of a file that it could not write, `mincore`
     /// says that all of it is, so as to give nothing away.
     fn may_ask_for_residency(&self) -> io::Result<bool> {
@@ -124,6 +144,11 @@ impl StorageFile for FileHandle {
         if caching == Caching::Direct
             && is_direct_aligned(buf.as_ptr().addr() as u64, offset, buf.len())
             && let Some(answer) = self.try_direct(|file| file.read_at(buf, offset))
+        {
+            return answer;
+        }
+        if caching == Caching::Cached
+            && let Some(answer) = self.try_cached(buf, offset)
         {
             return answer;
         }
@@ -142,20 +167,23 @@ impl StorageFile for FileHandle {
 
     fn read_parts_at(
         &self,
-        buf: &mut [u8],
-        offset: u64,
-        part_bytes: usize,
+        memory: &mut dyn Landing,
+        parts: Parts,
+        patience: Option<Duration>,
         landed: &mut dyn FnMut(&[u8]),
-    ) -> io::Result<()> {
+    ) -> io::Result<Arrival> {
         let plainly = |buf: &mut [u8], offset| read_exact_at(self, buf, offset, Caching::Direct);
-        match self.direct_file() {
-            Some(file) => aio::read_parts(file, buf, offset, part_bytes, landed, plainly),
-            None => {
-                plainly(buf, offset)?;
-                buf.chunks(part_bytes).for_each(landed);
-                Ok(())
-            }
+        if let Some(file) = self.direct_file() {
+            return aio::read_parts(file, memory, parts, patience, landed, plainly);
         }
+        let bytes = parts.of(memory.bytes())?;
+        plainly(bytes, parts.offset)?;
+        bytes.chunks(parts.part_bytes).for_each(landed);
+        Ok(Arrival::Landed)
+    }
+
+    fn keeps_time(&self) -> bool {
+        self.direct_file().is_some() && aio::is_available()
     }
 
     fn write_parts_at(&self, parts: &mut dyn Iterator<Item = Part>) -> io::Result<()> {

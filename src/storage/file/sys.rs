@@ -59,6 +59,17 @@ fn unsupported_is_a_kind(error: io::Error) -> io::Error {
     }
 }
 
+/// `preadv2` with `RWF_NOWAIT`: reads what is in the page cache, `WouldBlock` where nothing of it is.
+pub(super) fn read_cached_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    let offset = signed(offset)?;
+    let memory = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    #[expect(unsafe_code, reason = "the call has no wrapper")]
+    // SAFETY: the one slice names memory that is borrowed, uniquely, through the call, which fills at most all of it.
+    let read = unsafe { libc::preadv2(file.as_raw_fd(), &raw const memory, 1, offset, libc::RWF_NOWAIT) };
+    // `check` made it non-negative, and no count is larger than the memory that was borrowed.
+    Ok(check(read).map_err(unsupported_is_a_kind)? as usize)
+}
+
 /// `pwritev`: writes the slices one after another at `offset`, at most `IOV_MAX` of them.
 pub(super) fn write_vectored_at(file: &File, bufs: &[io::IoSlice<'_>], offset: u64) -> io::Result<usize> {
     let offset = signed(offset)?;

@@ -3,11 +3,13 @@
 use std::io::{BufRead, BufReader, ErrorKind, IoSlice};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, Sender};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use super::*;
-use crate::storage::{AlignedBuf, BufferPool, Caching, Part, read_exact_at, write_all_at};
+use crate::storage::{AlignedBuf, Arrival, BufferPool, Caching, Landing, Part, Parts, read_exact_at, write_all_at};
 
 fn fresh() -> (FileStorage, PathBuf, TempDir) {
     let dir = tempfile::tempdir().unwrap();
@@ -51,6 +53,73 @@ fn misaligned_parts_are_written_too_and_a_part_past_every_limit_is_an_error() {
     assert!(far.is_err(), "no file is as long");
     let past = file.write_parts_at(&mut parts(&[4096], &[u64::MAX - 4095]));
     assert_eq!(past.unwrap_err().kind(), ErrorKind::InvalidInput);
+}
+
+/// Memory that is shown to a test when it is freed.
+struct Shown {
+    memory: AlignedBuf,
+    show: Sender<Vec<u8>>,
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        let _ = self.show.send(self.memory.to_vec());
+    }
+}
+
+/// What a test reads to, until it is left.
+struct Target(Option<Shown>);
+
+#[expect(unsafe_code, reason = "the trait's promise")]
+// SAFETY: as that of the buffer in it.
+unsafe impl Landing for Target {
+    fn bytes(&mut self) -> &mut [u8] {
+        self.0.as_mut().map(|shown| &mut shown.memory[..]).unwrap_or_default()
+    }
+
+    fn leave(&mut self) -> Box<dyn std::any::Any + Send> {
+        Box::new(self.0.take())
+    }
+}
+
+#[test]
+fn a_read_that_is_overdue_keeps_its_memory_until_it_has_ended() {
+    let (storage, root, _dir) = fresh();
+    let file = storage.open(&root.join("f"), OpenMode::CreateNew).unwrap();
+    let mut bytes = AlignedBuf::zeroed(4 << 20);
+    bytes.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at / 5 % 251) as u8);
+    write_all_at(&*file, &bytes, 0, Caching::Direct).unwrap();
+    if !file.keeps_time() {
+        eprintln!("SKIPPED: no reads that can be waited for here: no direct transfers, or no queues of the kernel's");
+        return;
+    }
+    let (show, shown) = mpsc::channel();
+    let mut overdue = 0;
+    for _ in 0..20 {
+        let mut target = Target(Some(Shown { memory: AlignedBuf::zeroed(4 << 20), show: show.clone() }));
+        let parts = Parts { offset: 0, len: 4 << 20, part_bytes: 2 << 20 };
+        let (mut told, no_time) = (0, Some(Duration::ZERO));
+        match file.read_parts_at(&mut target, parts, no_time, &mut |part| told += part.len()).unwrap() {
+            Arrival::Landed => assert!(told == 4 << 20 && target.bytes() == &bytes[..]),
+            Arrival::Overdue => {
+                overdue += 1;
+                assert!(target.bytes().is_empty() && told <= 2 << 20, "{told}");
+                let found =
+                    shown.recv_timeout(Duration::from_secs(60)).expect("the memory is freed when the read has ended");
+                // The part that was told of, and the one that was not waited for.
+                assert!(found[..told + (2 << 20)] == bytes[..told + (2 << 20)]);
+                continue;
+            }
+        }
+        drop(target);
+        shown.recv().unwrap();
+    }
+    assert!(overdue > 0, "no disk reads 2 MiB in no time");
+    // The queue that was left does not answer for another's read.
+    let mut found = AlignedBuf::zeroed(4 << 20);
+    let parts = Parts { offset: 0, len: 4 << 20, part_bytes: 512 << 10 };
+    let arrival = file.read_parts_at(&mut found, parts, Some(Duration::from_secs(600)), &mut |_| {});
+    assert!(arrival.unwrap() == Arrival::Landed && found[..] == bytes[..]);
 }
 
 #[test]

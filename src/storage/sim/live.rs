@@ -498,7 +498,7 @@ impl Live {
 fn half(len: usize, caching: Caching) -> usize {
     let half = (len / 2).max(len.min(1));
     match caching {
-        Caching::Buffered => half,
+        Caching::Buffered | Caching::Cached => half,
         Caching::Direct => half.next_multiple_of(512).min(len),
     }
 }

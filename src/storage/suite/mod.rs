@@ -5,11 +5,12 @@ mod model;
 use std::io::{self, ErrorKind, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub(super) use model::any_calls_answer_as_the_model_does;
 
 use super::{
-    AlignedBuf, BufferPool, Caching, OpenMode, Part, Storage, StorageFile, read_exact_at, write_all_at,
+    AlignedBuf, Arrival, BufferPool, Caching, OpenMode, Part, Parts, Storage, StorageFile, read_exact_at, write_all_at,
     write_all_vectored_at,
 };
 
@@ -37,6 +38,7 @@ macro_rules! suite {
             direct_transfers_and_buffered_ones_see_each_other
             parts_land_where_they_belong
             no_data_is_ever_said_to_be_a_hole
+            a_read_of_what_is_cached_answers_with_the_bytes_of_the_file_or_not_at_all
             a_file_that_is_wholly_read_is_said_to_be_resident_or_nothing_is_said
             any_calls_answer_as_the_model_does
         );
@@ -362,17 +364,26 @@ pub(super) fn parts_land_where_they_belong(storage: &dyn Storage, root: &Path) {
     file.write_parts_at(&mut parts).unwrap();
     assert_eq!(content(&*file), expected);
     let mut found = AlignedBuf::zeroed(total);
-    let (mut told, mut lens) = (0, Vec::new());
-    file.read_parts_at(&mut found, 0, 12_288, &mut |bytes| {
-        assert!(*bytes == expected[told..][..bytes.len()], "told before it is there");
-        told += bytes.len();
-        lens.push(bytes.len());
-    })
-    .unwrap();
-    assert!(found[..] == expected[..] && told == total);
-    assert!(lens[..lens.len() - 1].iter().all(|&len| len == 12_288));
-    let past = file.read_parts_at(&mut found[..16_384], total as u64 - 8192, 4096, &mut |bytes| told += bytes.len());
-    assert_eq!((past.unwrap_err().kind(), told), (ErrorKind::UnexpectedEof, total + 8192));
+    let (mut told, mut lens);
+    for patience in [None, Some(Duration::from_secs(600)), Some(Duration::MAX)] {
+        (told, lens) = (0, Vec::new());
+        found.fill(0);
+        let parts = Parts { offset: 0, len: total, part_bytes: 12_288 };
+        let arrival = file.read_parts_at(&mut found, parts, patience, &mut |bytes| {
+            assert!(*bytes == expected[told..][..bytes.len()], "told before it is there");
+            told += bytes.len();
+            lens.push(bytes.len());
+        });
+        assert_eq!(arrival.unwrap(), Arrival::Landed);
+        assert!(found[..] == expected[..] && told == total);
+        assert!(lens[..lens.len() - 1].iter().all(|&len| len == 12_288));
+        told = 0;
+        let past = Parts { offset: total as u64 - 8192, len: 16_384, part_bytes: 4096 };
+        let past = file.read_parts_at(&mut found, past, patience, &mut |bytes| told += bytes.len());
+        assert_eq!((past.unwrap_err().kind(), told), (ErrorKind::UnexpectedEof, 8192));
+    }
+    let too_long = file.read_parts_at(&mut AlignedBuf::zeroed(4096), Parts::one(0, 8192), None, &mut |_| {});
+    assert_eq!(too_long.unwrap_err().kind(), ErrorKind::InvalidInput);
     let refused = storage.open(&root.join("f"), OpenMode::Read).unwrap();
     let mut parts = pool.take(8192).cut([4096, 4096]).into_iter().map(|bytes| Part { offset: 0, bytes: bytes.into() });
     assert!(refused.write_parts_at(&mut parts).is_err());
@@ -398,6 +409,24 @@ pub(super) fn no_data_is_ever_said_to_be_a_hole(storage: &dyn Storage, root: &Pa
     }
     assert_eq!(file.next_data(1 << 20).unwrap(), None);
     assert_eq!(file.next_data(1 << 30).unwrap(), None);
+}
+
+pub(super) fn a_read_of_what_is_cached_answers_with_the_bytes_of_the_file_or_not_at_all(
+    storage: &dyn Storage,
+    root: &Path,
+) {
+    let bytes: Vec<u8> = (0..300_000u32).map(|at| (at % 251) as u8).collect();
+    let file = create(storage, &root.join("f"), &bytes);
+    content(&*file);
+    let mut found = vec![0; bytes.len()];
+    for (from, len) in [(0, 300_000), (4096, 1), (5, 100_001), (299_999, 1)] {
+        match read_exact_at(&*file, &mut found[..len], from as u64, Caching::Cached) {
+            Ok(()) => assert!(found[..len] == bytes[from..][..len]),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+    }
+    let past = read_exact_at(&*file, &mut found[..2], 299_999, Caching::Cached).unwrap_err().kind();
+    assert!(matches!(past, ErrorKind::UnexpectedEof | ErrorKind::WouldBlock), "{past}");
 }
 
 pub(super) fn a_file_that_is_wholly_read_is_said_to_be_resident_or_nothing_is_said(storage: &dyn Storage, root: &Path) {

@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::cufile::simulated as library;
 use crate::device::simulated::Simulated;
+use crate::device::staging::SLOTS;
 use crate::device::{Device, simulated_gpu};
 use crate::io::direct::CuFileTransport;
 use crate::io::fixtures::StuckStorage;
@@ -163,6 +164,51 @@ fn a_read_that_gets_stuck_is_a_timeout_and_keeps_its_memory() {
         }
         assert!(store.get("large", &device).unwrap().to_host().unwrap() == large);
         assert!(Store::options().deadline(Some(Duration::ZERO)).open("/none").is_err());
+    }
+}
+
+#[test]
+fn a_small_read_that_gets_stuck_is_given_up_by_the_callers_own_thread() {
+    let simulated = Simulated::new();
+    for device in [Device::host(), simulated.handle()] {
+        device.staging().unwrap();
+        let stuck = StuckStorage::new(SimStorage::new());
+        stuck.disk.stop_recording();
+        let options = Store::options().create(true).storage(Arc::new(stuck.clone())).maintenance(Maintenance::Inline);
+        let store = options.deadline(Some(Duration::from_millis(50))).open("/s").unwrap();
+        let values = [value(1, 100), value(2, 1 << 20), value(3, (1 << 20) - 5000)];
+        values.iter().enumerate().for_each(|(n, value)| store.put(format!("{n}"), value).unwrap());
+        store.put("other", &value(4, 60_000)).unwrap();
+        let check = || {
+            for (n, value) in values.iter().enumerate() {
+                assert!(store.get(format!("{n}"), &device).unwrap().to_host().unwrap() == *value);
+            }
+            let tensors = store.get_many(["0", "other"], &device).unwrap();
+            assert!(tensors[1].to_host().unwrap() == value(4, 60_000));
+        };
+        check();
+        stuck.gate.close();
+        for (n, _) in values.iter().enumerate() {
+            let error = store.get(format!("{n}"), &device).unwrap_err();
+            let Error::Timeout { operation: "read", path, after_ms: 50 } = &error else { panic!("{error}") };
+            assert!(path.starts_with("/s/segments"), "{error}");
+        }
+        let scattered = store.get_many(["0", "other"], &device);
+        assert!(matches!(scattered, Err(Error::Timeout { .. })), "by a thread of the store's own");
+        let mut arena = device.allocate(1 << 20).unwrap();
+        assert!(matches!(store.get_many_into(["1"], &mut arena), Err(Error::Timeout { .. })));
+        // On the host the read has it; what is for a GPU is stuck in a slot.
+        assert_eq!(arena.len_bytes(), if device.is_host() { 0 } else { 1 << 20 });
+        assert_eq!(store.metrics().timeouts, 5);
+        // More than there are slots: who gets none is told as well.
+        for _ in 0..SLOTS {
+            assert!(matches!(store.get("0", &device), Err(Error::Timeout { .. })));
+        }
+        stuck.gate.open();
+        // The slots come back, and with them the gets.
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(60) && store.get("0", &device).is_err() {}
+        check();
     }
 }
 
