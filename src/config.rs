@@ -92,7 +92,7 @@ pub(crate) const READ_BYTES: usize = 1 << 20;
 /// of the second: seven eighths were faster than any other part (by 15 % than five).
 pub(crate) const READ_FIRST_PART: (u64, u64) = (7, 8);
 
-/// How long a large read may go without any progress: far longer than any healthy disk takes for a mebibyte.
+/// How long a read may go without any progress: far longer than any healthy disk takes for a mebibyte.
 pub(crate) const READ_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How long a write or a sync may. A commit that is given up costs the store its writes, so this is longer than Linux takes
@@ -103,7 +103,7 @@ pub(crate) const WRITE_DEADLINE: Duration = Duration::from_secs(200);
 /// the caller's hands.
 pub(crate) const HANDED_WINDOWS: usize = 4;
 
-/// Reads from this length on have a deadline: for shorter ones handing them to another thread (6 µs) would show.
+/// What is read in order from this length on is read ahead by another thread: for less, handing it over (6 µs) would show.
 pub(crate) const WATCHED_BYTES_MIN: u64 = 4 << 20;
 
 /// What is shorter and in the page cache is read from there, and not fetched ahead: reading 64 KiB took half as long as copying

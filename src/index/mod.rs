@@ -10,6 +10,7 @@ mod merge;
 mod overlay;
 mod run;
 mod version;
+pub(crate) mod waiting;
 
 pub(crate) use merge::{merge_count, merge_layers};
 pub(crate) use overlay::Overlay;

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::io;
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use alight_format::{
 
 use crate::config::READ_BYTES;
 use crate::error::{Error, Result};
+use crate::index::waiting;
 use crate::io::step;
 use crate::storage::{Caching, OpenMode, Storage, StorageFile, StorageMap, read_exact_at, write_all_at};
 
@@ -45,8 +46,18 @@ impl RunBytes for Source {
     #[inline]
     fn read(&self, offset: u64, len: usize) -> Result<Cow<'_, [u8]>, Self::Error> {
         match self {
-            Source::Mapped(map) => Ok(map.bytes().read(offset, len)?),
+            Source::Mapped(map) => {
+                let range = place(offset, len);
+                if !map.is_present(range.clone()) {
+                    waiting::check().map_err(RunError::Io)?;
+                    map.bring(range);
+                }
+                Ok(map.bytes().read(offset, len)?)
+            }
             Source::Read { file, .. } => {
+                if !waiting::is_allowed() && file.resident(offset, len as u64).ok().flatten() != Some(true) {
+                    waiting::check().map_err(RunError::Io)?;
+                }
                 let mut bytes = vec![0; len];
                 read_exact_at(&**file, &mut bytes, offset, Caching::Buffered).map_err(RunError::Io)?;
                 Ok(Cow::Owned(bytes))
@@ -56,10 +67,19 @@ impl RunBytes for Source {
 
     #[inline]
     fn fetch(&self, offset: u64) {
-        if let Source::Mapped(map) = self {
+        if let Source::Mapped(map) = self
+            && map.is_present(place(offset, 1))
+        {
             map.bytes().fetch(offset);
         }
     }
+}
+
+/// A range of a mapping. What no mapping has ends up past the end of all.
+#[inline]
+fn place(offset: u64, len: usize) -> Range<usize> {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX);
+    start..start.saturating_add(len)
 }
 
 impl Run {

@@ -78,7 +78,11 @@ impl Gate {
     fn pass_within(&self, patience: Duration) -> bool {
         let (state, changed) = &*self.0;
         let mut state = state.lock();
-        !changed.wait_while_for(&mut state, |state| state.closed, patience).timed_out()
+        state.waiting += 1;
+        changed.notify_all();
+        let timed_out = changed.wait_while_for(&mut state, |state| state.closed, patience).timed_out();
+        state.waiting -= 1;
+        !timed_out
     }
 
     pub(crate) fn pass(&self) {

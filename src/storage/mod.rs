@@ -15,6 +15,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -267,8 +268,23 @@ pub trait StorageFile: Send + Sync + fmt::Debug {
 /// A file's bytes mapped for reading. The file must not be truncated while it lives; the store never truncates a file
 /// that it maps.
 pub trait StorageMap: Send + Sync + fmt::Debug {
-    /// The bytes.
+    /// The bytes. Touching one waits for the disk where it is not in memory.
     fn bytes(&self) -> &[u8];
+
+    /// Whether touching a range waits for no disk: it is in memory, or was some seconds ago. Cheap enough to ask each time; `true`
+    /// where nobody can tell.
+    fn is_present(&self, range: Range<usize>) -> bool {
+        let _ = range;
+        true
+    }
+
+    /// Touches a range, so that it is in memory. Blocks as long as the disk takes.
+    fn bring(&self, range: Range<usize>) {
+        // One byte of each page will do.
+        let bytes = self.bytes().get(range).unwrap_or_default();
+        let pages = bytes.iter().step_by(DIRECT_ALIGN_BYTES as usize).chain(bytes.last());
+        std::hint::black_box(pages.fold(0, |sum: u8, &byte| sum.wrapping_add(byte)));
+    }
 }
 
 /// Reads exactly `buf.len()` bytes, continuing short counts and interrupted calls; a file that ends before is

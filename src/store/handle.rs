@@ -227,7 +227,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Damaged`] when the bytes on the disk are not those that were put; what the device
-    /// says when it has no room; [`Error::Timeout`] where 4 MiB and more make no progress (see [`StoreOptions::deadline`]).
+    /// says when it has no room; [`Error::Timeout`] where the disk makes no progress (see [`StoreOptions::deadline`]).
     pub fn get(&self, key: impl AsRef<[u8]>, device: &Device) -> Result<Tensor> {
         self.view().get(key, device)
     }
@@ -269,8 +269,8 @@ impl Store {
     ///
     /// # Errors
     /// As [`get`](Store::get); [`Error::ArenaTooSmall`] with the bytes that are needed: those of the values, and up to a block
-    /// (4 KiB) between two that are neighbours on the disk. Nothing was read then. After [`Error::Timeout`] the read has the
-    /// arena's memory, and the arena is one of no bytes.
+    /// (4 KiB) between two that are neighbours on the disk. Nothing was read then. After [`Error::Timeout`] a read that is stuck may
+    /// have the arena's memory, and the arena is one of no bytes then.
     pub fn get_many_into<K: AsRef<[u8]>>(
         &self,
         keys: impl IntoIterator<Item = K>,

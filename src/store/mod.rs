@@ -2,7 +2,7 @@
 //!
 //! A [`Store`] is a handle on a `Core`. The parts, in the order in which a value meets them:
 //! `batch` prepares a commit, `commit` writes and syncs it, `publish` makes it visible, `flush` moves the index to
-//! disk; `read` and `single` answer from a version, with what `prefetch` brought ahead; `making` makes the place, `open` and `recover` start from what is on the disk; `verify` reads it all.
+//! disk; `lookup`, `read` and `single` answer from a version, with what `prefetch` brought ahead; `making` makes the place, `open` and `recover` start from what is on the disk; `verify` reads it all.
 //!
 //! # Invariants
 //! - What a durable commit acknowledged is found by every later open, or the open or the read says that it is damaged.
@@ -24,6 +24,7 @@ mod group;
 mod handle;
 mod layout;
 mod limit;
+mod lookup;
 #[cfg(all(test, loom))]
 mod loom_tests;
 mod making;

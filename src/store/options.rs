@@ -143,16 +143,21 @@ impl StoreOptions {
     /// is stuck keeps what it uses until it ends: an arena that was being read into is then left without bytes; a caller's own
     /// memory is only written to by the caller's own thread.
     ///
-    /// | call | has this deadline |
+    /// | call | what may take no longer |
     /// |---|---|
-    /// | `get`, `get_many`, `get_many_into` | from 4 MiB on, copies to the GPU included |
-    /// | `get_into`, `get_range`, `get_to_writer` | from 4 MiB on; not the caller's writer, nor the copy of a range to a GPU |
-    /// | [`open`](StoreOptions::open) for reading only, [`Store::refresh`] | always |
-    /// | [`Store::verify`], [`Store::stat`] | always |
-    /// | smaller reads, `attributes`, `info`, `contains`, scans | no |
+    /// | `contains`, `info`, the lookup before each get; a scan | what of the index is not in memory; of a scan 512 keys |
+    /// | `get`, `get_many`, `get_many_into` | a read, copies to the GPU included where there are several reads |
+    /// | `get_into`, `get_range`, `get_to_writer`, `attributes` | a read, not the caller's writer, nor the copy of a range to a GPU |
+    /// | [`open`](StoreOptions::open) for reading only, [`Store::refresh`] | a step: a file, a mebibyte |
+    /// | [`Store::verify`], [`Store::stat`] | the same |
     ///
-    /// What has none is done on the caller's own thread, and a thread that waits in the kernel can be freed by nobody. Handing a
-    /// small read to another one would cost it some 6 µs; an index is mapped, and each touch of it may be a read.
+    /// What needs one read of a file that was read before is done on the caller's own thread, which begins it and waits for it
+    /// (`io_submit`), as does a lookup of what is in memory; everything else is handed to a thread of the store's own, some 6 µs.
+    /// That thread, or the kernel, keeps the memory that is to be filled until the read ends, and a `get_many_into` that was given
+    /// up leaves its arena to it.
+    ///
+    /// What is mapped can be known to be in memory, and taken back by the system before it is touched: what of the index was found
+    /// there is taken to stay for ten seconds.
     ///
     /// An opening that was given up holds nothing but what it is stuck in, and lets go of it when that ends. While a refresh is
     /// stuck others are given up as well, after as long; gets go on from the state that is there.

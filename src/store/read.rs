@@ -40,14 +40,14 @@ pub(crate) fn extent_of(entry: &IndexEntry) -> Extent {
 
 impl Core {
     /// The entry under a key.
-    pub(crate) fn entry(&self, version: &Version, key: &[u8]) -> Result<Arc<IndexEntry>> {
+    pub(crate) fn entry(&self, version: &Arc<Version>, key: &[u8]) -> Result<Arc<IndexEntry>> {
         check_key(key)?;
         if let Ok(writer) = self.writer()
             && let Some(limit) = &writer.limit
         {
             limit.touch(key);
         }
-        version.get(key)?.ok_or_else(|| Error::NotFound(DisplayKey::from(key)))
+        self.look_up(version, key, Version::get)?.ok_or_else(|| Error::NotFound(DisplayKey::from(key)))
     }
 
     /// Reads the values of `entries` into one new arena on `device`.

@@ -49,9 +49,10 @@ impl Scan {
     }
 
     fn turn_page(&mut self) -> Result<()> {
-        self.snapshot.core()?;
-        let from = self.after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        let page = self.snapshot.version().page(&self.prefix, from, PAGE_KEYS)?;
+        let after = self.after.clone();
+        let page = self.snapshot.core()?.look_up(self.snapshot.version(), &self.prefix, move |version, prefix| {
+            version.page(prefix, after.as_deref().map_or(Bound::Unbounded, Bound::Excluded), PAGE_KEYS)
+        })?;
         self.done = page.len() < PAGE_KEYS;
         self.after = page.last().map(|entry| entry.key.to_vec());
         self.page = page.into_iter();

@@ -82,7 +82,7 @@ impl Snapshot {
         Self { _listed: None, version: core.version(), core, store }
     }
 
-    pub(crate) fn version(&self) -> &Version {
+    pub(crate) fn version(&self) -> &Arc<Version> {
         &self.version
     }
 
@@ -190,9 +190,10 @@ impl Snapshot {
     /// # Errors
     /// As [`Store::info`].
     pub fn info(&self, key: impl AsRef<[u8]>) -> Result<Option<TensorInfo>> {
-        self.core()?;
+        let core = self.core()?;
         check_key(key.as_ref())?;
-        self.version.get(key.as_ref())?.map(|entry| info_of(&entry)).transpose()
+        let found = core.look_up(&self.version, key.as_ref(), Version::get)?;
+        found.map(|entry| info_of(&entry)).transpose()
     }
 
     /// As [`Store::attributes`].
@@ -213,9 +214,9 @@ impl Snapshot {
     /// # Errors
     /// As [`Store::contains`].
     pub fn contains(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        self.core()?;
+        let core = self.core()?;
         check_key(key.as_ref())?;
-        self.version.contains(key.as_ref())
+        core.look_up(&self.version, key.as_ref(), Version::contains)
     }
 
     /// As [`Store::scan`].

@@ -1,8 +1,10 @@
 //! A disk whose calls a test can hold up, and fail, one by one: it decides in which order threads come to them.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -12,6 +14,7 @@ use alight::storage::sim::{OpKind, SimStorage};
 use alight::storage::{
     Arrival, Caching, DirEntry, FileFacts, Landing, OpenMode, Parts, Storage, StorageFile, StorageLock, StorageMap,
 };
+use parking_lot::Mutex;
 
 /// Told of every call before it is made; may block, and may answer in its place.
 pub type Hook = dyn Fn(OpKind, &Path) -> io::Result<()> + Send + Sync;
@@ -161,7 +164,9 @@ impl StorageFile for InterposedFile {
     }
 
     fn map(&self, len: usize) -> io::Result<Box<dyn StorageMap>> {
-        self.before(OpKind::Map)?.map(len)
+        let map = self.before(OpKind::Map)?.map(len)?;
+        let (path, hook) = (self.path.clone(), Arc::clone(&self.hook));
+        Ok(Box::new(InterposedMap { map, path, hook, brought: Mutex::default() }))
     }
 
     fn resident(&self, offset: u64, len: u64) -> io::Result<Option<bool>> {
@@ -209,5 +214,40 @@ impl StorageFile for InterposedFile {
 
     fn raw_fd(&self) -> Option<std::os::fd::RawFd> {
         self.file.raw_fd()
+    }
+}
+
+/// A mapping of which a byte is in memory once it was brought there, for which the hook is called, as for a read.
+struct InterposedMap {
+    map: Box<dyn StorageMap>,
+    path: Box<Path>,
+    hook: Arc<Hook>,
+    brought: Mutex<BTreeSet<usize>>,
+}
+
+/// What is brought at once.
+const BROUGHT_BYTES: usize = 4096;
+
+impl fmt::Debug for InterposedMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "InterposedMap({})", self.path.display())
+    }
+}
+
+impl StorageMap for InterposedMap {
+    fn bytes(&self) -> &[u8] {
+        self.map.bytes()
+    }
+
+    fn is_present(&self, range: Range<usize>) -> bool {
+        let brought = self.brought.lock();
+        (range.start / BROUGHT_BYTES..range.end.min(self.bytes().len()).div_ceil(BROUGHT_BYTES))
+            .all(|page| brought.contains(&page))
+    }
+
+    /// A failure of the hook is told to nobody: a disk that fails kills who touches what is mapped.
+    fn bring(&self, range: Range<usize>) {
+        let _ = (self.hook)(OpKind::Read, &self.path);
+        self.brought.lock().extend(range.start / BROUGHT_BYTES..range.end.div_ceil(BROUGHT_BYTES));
     }
 }

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use alight::storage::AlignedBuf;
-use alight::storage::sim::{OpKind, SimStorage};
+use alight::storage::sim::{Abilities, OpKind, SimStorage};
 use alight::{CompactOptions, Device, Durability, Error, Maintenance, Store, StoreOptions};
 use common::bytes;
 use common::interposed::Interposed;
@@ -422,6 +422,54 @@ fn small_reads_that_get_stuck_are_given_up_whether_or_not_the_segment_was_read_b
         }
     }
     assert_eq!(timeouts, 2 * 3 * 6);
+}
+
+/// A question that a store answers from its index, and whether it answered right.
+type Ask<'a> = (&'a str, fn(&Store) -> Result<bool, Error>);
+
+#[test]
+fn a_lookup_that_gets_stuck_is_given_up_whether_the_index_is_mapped_or_read() {
+    for mapped in [true, false] {
+        let sim = SimStorage::new();
+        sim.set_abilities(Abilities { map: mapped, ..Abilities::default() });
+        let disk = Disk::of(sim);
+        let store = disk.options().create_new(true).open(PATH).unwrap();
+        let values: Vec<[u8; 8]> = (0..2000u64).map(u64::to_le_bytes).collect();
+        let mut batch = store.batch();
+        for (n, value) in values.iter().enumerate() {
+            batch.put(format!("{n:04}"), value).unwrap();
+        }
+        batch.commit().unwrap();
+        store.close().unwrap();
+        let open = || disk.options().read_only(true).open(PATH).unwrap();
+        let asks: [Ask<'_>; 6] = [
+            ("contains", |store| store.contains("0777")),
+            ("contains not", |store| Ok(!store.contains("none")?)),
+            ("info", |store| Ok(store.info("0777")?.is_some_and(|info| info.len_bytes == 8))),
+            ("get", |store| Ok(store.get("0777", &Device::host())?.as_host() == Some(&777u64.to_le_bytes()[..]))),
+            ("get_many", |store| Ok(store.get_many(["0001", "1999"], &Device::host())?.len() == 2)),
+            ("scan", |store| {
+                let keys = store.scan("1").collect::<Result<Vec<_>, _>>()?;
+                Ok(keys.len() == 1000 && keys[999].key.as_ref() == b"1999")
+            }),
+        ];
+        for (name, ask) in asks {
+            let store = open();
+            disk.stick(OpKind::Read, ".idx", 0);
+            let asking = store.clone();
+            assert!(timed_out(soon(move || ask(&asking))), "{name}, mapped: {mapped}");
+            assert!(disk.is_stuck());
+            assert_eq!(store.metrics().timeouts, 1);
+            disk.go_on();
+            assert!(ask(&store).unwrap(), "{name}, mapped: {mapped}");
+            // What is in memory by now is found while the disk is stuck.
+            disk.stick(OpKind::Read, ".idx", 0);
+            if mapped {
+                assert!(ask(&store).unwrap(), "{name}");
+            }
+            disk.go_on();
+        }
+    }
 }
 
 #[test]

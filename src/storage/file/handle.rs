@@ -15,12 +15,11 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use memmap2::Mmap;
-
 use super::super::{
     Arrival, Caching, FileFacts, Landing, Part, Parts, StorageFile, StorageMap, is_direct_aligned, read_exact_at,
     write_all_at,
 };
+use super::map::FileMap;
 use super::{aio, sys};
 
 /// `mincore` is asked about this many bytes at a time, which bounds its answer (one byte a page) to 16 KiB.
@@ -231,7 +230,7 @@ impl StorageFile for FileHandle {
         }
         // The system maps no empty range.
         let map = if len == 0 { None } else { Some(sys::map(&self.buffered, len)?) };
-        Ok(Box::new(FileMap(map)))
+        Ok(Box::new(FileMap::new(map)))
     }
 
     fn resident(&self, offset: u64, len: u64) -> io::Result<Option<bool>> {
@@ -271,15 +270,5 @@ impl StorageFile for FileHandle {
     /// through; else the buffered one. Valid as long as this file is open.
     fn raw_fd(&self) -> Option<RawFd> {
         Some(self.direct_file().unwrap_or(&self.buffered).as_raw_fd())
-    }
-}
-
-/// A mapping of the real file system; nothing where the range is empty.
-#[derive(Debug)]
-struct FileMap(Option<Mmap>);
-
-impl StorageMap for FileMap {
-    fn bytes(&self) -> &[u8] {
-        self.0.as_deref().unwrap_or_default()
     }
 }

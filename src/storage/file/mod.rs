@@ -15,6 +15,7 @@ use super::{DirEntry, OpenMode, Storage, StorageFile, StorageLock};
 
 mod aio;
 mod handle;
+mod map;
 mod sys;
 
 use handle::FileHandle;

@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -269,18 +270,36 @@ pub(super) fn cached_pages(file: &File, offset: u64, len: u64) -> io::Result<Opt
     }
 }
 
-/// `mincore` over a temporary mapping: whether every page of the range is in the page cache. The mapping is never
-/// touched, so nothing is read. `offset` is a multiple of the page size, and the range lies inside the file.
+/// [`in_core`] over a temporary mapping. The mapping is never touched, so nothing is read. `offset` is a multiple of the page
+/// size, and the range lies inside the file.
 pub(super) fn all_pages_in_core(file: &File, offset: u64, len: usize) -> io::Result<bool> {
     #[expect(unsafe_code, reason = "mapping a file is unsafe, since others may change it")]
     // SAFETY: no byte of this mapping is ever read, so nobody can see it change or be killed for touching it.
     let mapping = unsafe { MmapOptions::new().offset(offset).len(len).map(file)? };
+    in_core(&mapping, 0..len)
+}
+
+/// `mincore`: whether every page of a range of a mapping is in memory. The range begins on a page.
+pub(super) fn in_core(mapping: &Mmap, range: Range<usize>) -> io::Result<bool> {
     let page = usize::try_from(page_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut pages = vec![0u8; len.div_ceil(page)];
+    let bytes = mapping.get(range).ok_or(io::ErrorKind::InvalidInput)?;
+    let mut pages = vec![0u8; bytes.len().div_ceil(page)];
     #[expect(unsafe_code, reason = "mincore is not in the standard library")]
-    // SAFETY: the mapping starts on a page, since its offset in the file does, and lives through the call; `pages` has
-    // one byte for every page of it, which is what the call fills.
-    let answer = unsafe { libc::mincore(mapping.as_ptr().cast_mut().cast(), len, pages.as_mut_ptr()) };
+    // SAFETY: the range lies in the mapping, which lives through the call; one that does not begin on a page is refused; `pages`
+    // has one byte for every page of it, which is what the call fills.
+    let answer = unsafe { libc::mincore(bytes.as_ptr().cast_mut().cast(), bytes.len(), pages.as_mut_ptr()) };
     check(answer)?;
     Ok(pages.iter().all(|page| page & 1 == 1))
+}
+
+/// `clock_gettime` of the coarse clock: seconds since the machine was started, some nanoseconds to ask for.
+pub(super) fn coarse_seconds() -> u32 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    #[expect(unsafe_code, reason = "the standard library's clock is the exact one, which takes five times as long")]
+    // SAFETY: the call fills the structure, which lives through it. It fails for no clock that exists.
+    unsafe {
+        libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time);
+    }
+    // Wraps after 136 years.
+    time.tv_sec as u32
 }

@@ -194,50 +194,58 @@ fn each_device_has_slots_of_its_own() {
     }
 }
 
-/// Three gets, then the fourth and what it has fetched held at a gate, and then the fifth.
-fn stuck(deadline: Option<Duration>, then: impl FnOnce(&StuckStorage, &Store)) {
+/// A store of which three values were got, and whose disk gives nothing from now on.
+fn stuck(deadline: Option<Duration>) -> (StuckStorage, Store) {
     let disk = StuckStorage::new(disk());
     let store = options(disk.clone()).deadline(deadline).open("/s").unwrap();
     fill(&store, 0, 40);
     (0..3).for_each(|n| drop(get(&store, n, &Device::host())));
     disk.gate.close();
-    thread::scope(|scope| {
-        scope.spawn(|| get(&store, 3, &Device::host()));
-        disk.gate.wait_for(2);
-        scope.spawn(|| get(&store, 4, &Device::host()));
-        while counts(&store)[1] == 0 {
-            thread::yield_now();
-        }
-        then(&disk, &store);
-        disk.gate.open();
-    });
-    settle(&store);
-    get_and_settle(&store, 5..10, &Device::host());
-    let [hits, late, misses, _, failed] = counts(&store);
-    assert_eq!((hits, late, misses, failed), (5, 1, 4, 0), "and it goes on");
+    (disk, store)
+}
+
+/// The fourth get reads for itself, the fifth asked for what was on its way, and later ones find everything.
+fn goes_on(store: &Store) {
+    settle(store);
+    get_and_settle(store, 5..10, &Device::host());
+    let [hits, late, misses, _, failed] = counts(store);
+    assert_eq!((hits, late, misses, failed), (5, 1, 4, 0));
 }
 
 #[test]
 fn a_get_waits_for_what_is_on_its_way() {
     for deadline in [None, Some(Duration::from_secs(600))] {
-        stuck(deadline, |disk, _| {
+        let (disk, store) = stuck(deadline);
+        thread::scope(|scope| {
+            scope.spawn(|| get(&store, 3, &Device::host()));
+            disk.gate.wait_for(2);
+            scope.spawn(|| get(&store, 4, &Device::host()));
+            while counts(&store)[1] == 0 {
+                thread::yield_now();
+            }
             thread::sleep(Duration::from_millis(30));
             assert_eq!(disk.gate.waiting(), 2, "it reads nothing for itself");
+            disk.gate.open();
         });
+        goes_on(&store);
     }
 }
 
 #[test]
 fn what_is_stuck_is_waited_for_no_longer_than_the_deadline() {
-    stuck(Some(Duration::from_millis(20)), |disk, store| {
-        disk.gate.wait_for(3);
-        thread::scope(|scope| {
-            scope.spawn(|| get(store, 5, &Device::host()));
-            disk.gate.wait_for(4);
-            assert_eq!(counts(store)[1], 1, "nobody waits again while it lasts");
-            disk.gate.open();
-        });
-    });
+    let deadline = Duration::from_millis(200);
+    let (disk, store) = stuck(Some(deadline));
+    let times_out = |n: usize| {
+        let began = Instant::now();
+        assert!(matches!(store.get(format!("{n}"), &Device::host()), Err(Error::Timeout { .. })));
+        began.elapsed()
+    };
+    assert!(times_out(3) >= deadline, "its own read");
+    assert!(times_out(4) >= 2 * deadline, "what is fetched ahead, and then its own");
+    times_out(5);
+    assert_eq!(counts(&store)[1], 1, "nobody waits again while it lasts");
+    disk.gate.open();
+    goes_on(&store);
 }
 
 #[test]
