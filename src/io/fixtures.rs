@@ -243,10 +243,6 @@ impl StorageFile for StuckFile {
         self.file.read_parts_at(memory, parts, patience, landed)
     }
 
-    fn keeps_time(&self) -> bool {
-        true
-    }
-
     fn raw_fd(&self) -> Option<std::os::fd::RawFd> {
         None
     }

@@ -94,7 +94,8 @@ fn read_windows(
                 Err(_) => return Ok(()),
             },
         };
-        let bytes = read_chunk(&file, extent, chunk, &mut buffer, None, counters)?.expect("it waits for ever");
+        // Without patience it has landed.
+        let (_, bytes) = read_chunk(&file, extent, chunk, &mut buffer, None, counters)?;
         if full.send(Ok(Window { at: chunk.0, buffer, bytes })).is_err() {
             return Ok(());
         }

@@ -30,7 +30,9 @@ pub(crate) use lanes::processors;
 pub(crate) use payload::{Blob, PayloadStream, lay_out};
 pub(crate) use plan::{Extent, ReadPlan};
 pub(crate) use pump::pump;
-pub(crate) use read::{LARGE_BYTES_MIN, Outcome, SegmentFile, execute, execute_one, read_chunks, read_chunks_within};
+pub(crate) use read::{
+    Attempt, LARGE_BYTES_MIN, Outcome, SegmentFile, execute, execute_one, read_chunks, read_chunks_within,
+};
 pub use routes::RouteChoice;
 pub(crate) use routes::Routes;
 pub(crate) use watched::{Job, Patience, Steps, Waited, Watched, step};

@@ -21,7 +21,7 @@ use crate::io::fill::{SlotRead, fill, fill_through, places};
 use crate::io::lanes::{in_lanes, lanes_for};
 use crate::io::plan::{Extent, Read, ReadPlan};
 use crate::io::routes::{Left, Routes};
-use crate::io::watched::{Waited, step};
+use crate::io::watched::step;
 use crate::io::windows::{WINDOW_BYTES, Windows};
 use crate::metrics::{Counters, LastRead, ReadRoute, RouteReason};
 use crate::storage::{AlignedBuf, Arrival, Caching, Landing, Parts, StorageFile, is_direct_aligned, read_exact_at};
@@ -45,12 +45,6 @@ impl SegmentFile {
         self.file.resident(offset, len).unwrap_or_default().unwrap_or(false)
     }
 
-    /// Whether a read of a range, by whoever waits for it himself, ends in time: it comes out of the page cache, or from a disk
-    /// that can be waited for.
-    pub(crate) fn is_timely(&self, offset: u64, len: u64) -> bool {
-        self.file.keeps_time() || self.is_resident(offset, len)
-    }
-
     /// Reads whole blocks into `buf`: through the page cache when they are in it, past it when not.
     fn read(&self, buf: &mut [u8], offset: u64, counters: &Counters) -> Result<()> {
         self.read_by(buf, offset, self.is_resident(offset, buf.len() as u64), counters)
@@ -70,8 +64,8 @@ impl SegmentFile {
     }
 
     /// Reads whole blocks to the front of `memory`: out of the page cache when they are in it, else past it where it can be done.
-    /// Tells of each part in order, while the next is on its way. Waits no longer than `patience` for a part where the read
-    /// [is timely](Self::is_timely); then the memory was left to the read.
+    /// Tells of each part in order, while the next is on its way. What becomes of `patience`: as with
+    /// [`StorageFile::read_parts_at`].
     fn read_parts(
         &self,
         memory: &mut dyn Landing,
@@ -79,7 +73,7 @@ impl SegmentFile {
         patience: Option<Duration>,
         counters: &Counters,
         landed: &mut dyn FnMut(&[u8]),
-    ) -> Result<Waited> {
+    ) -> Result<Arrival> {
         let Parts { offset, len, part_bytes } = parts;
         let failed = |source| self.read_failed(source, offset);
         let cached = self.is_resident(offset, len as u64);
@@ -89,25 +83,27 @@ impl SegmentFile {
                 Ok(()) => {
                     Counters::add(&counters.bytes_buffered, len as u64);
                     buf.chunks(part_bytes).for_each(landed);
-                    return Ok(Waited::Done);
+                    return Ok(Arrival::Landed);
                 }
                 // It has left the page cache since, or is still on its way there.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(failed(error)),
             }
         }
-        if !self.file.direct() || !is_direct_aligned(buf.as_ptr() as u64, offset, len) {
+        let direct = self.file.direct() && is_direct_aligned(buf.as_ptr() as u64, offset, len);
+        if !direct && patience.is_none() {
             self.read_by(buf, offset, true, counters)?;
             buf.chunks(part_bytes).for_each(landed);
-            return Ok(Waited::Done);
+            return Ok(Arrival::Landed);
         }
-        match self.file.read_parts_at(memory, parts, patience, landed).map_err(failed)? {
-            Arrival::Landed => {
-                Counters::add(&counters.bytes_direct, len as u64);
-                Ok(Waited::Done)
-            }
-            Arrival::Overdue => Ok(Waited::Stuck),
+        if !direct {
+            return Ok(Arrival::WouldWait);
         }
+        let arrival = self.file.read_parts_at(memory, parts, patience, landed).map_err(failed)?;
+        if arrival == Arrival::Landed {
+            Counters::add(&counters.bytes_direct, len as u64);
+        }
+        Ok(arrival)
     }
 
     fn read_failed(&self, source: std::io::Error, offset: u64) -> Error {
@@ -165,8 +161,10 @@ pub(crate) fn execute(
     counters: &Counters,
 ) -> Result<Outcome> {
     if plan.is_one_read() {
-        let outcome = execute_one(plan, extents, &find(plan.reads[0].segment)?, arena, None, counters)?;
-        return Ok(outcome.expect("it waits for ever"));
+        return match execute_one(plan, extents, &find(plan.reads[0].segment)?, arena, None, counters)? {
+            Attempt::Done(outcome) => Ok(outcome),
+            Attempt::Overdue | Attempt::WouldWait => unreachable!("it waits for ever"),
+        };
     }
     // Once for all the calls that this thread makes of the driver.
     let _current = if arena.device().is_host() { None } else { Some(arena.device().make_current()?) };
@@ -183,9 +181,17 @@ pub(crate) fn execute(
     Ok(Outcome { damaged, read })
 }
 
-/// [`execute`] of a plan [of one read](ReadPlan::is_one_read), of this file, by this thread: it waits for the disk no longer than
-/// `patience`, where the read [is timely](SegmentFile::is_timely). `None` where it did; the arena, on the host, was left to the
-/// read then, and is empty.
+/// What became of something that was to take no longer than somebody's patience.
+pub(crate) enum Attempt<T> {
+    Done(T),
+    /// It did, and has the memory that was to be filled.
+    Overdue,
+    /// It might have, and was not begun: another thread is to do it.
+    WouldWait,
+}
+
+/// [`execute`] of a plan [of one read](ReadPlan::is_one_read), of this file, by this thread, which waits for the disk no longer than
+/// `patience`, and without it for ever. Where that is [`Overdue`](Attempt::Overdue), an arena on the host is empty.
 pub(crate) fn execute_one(
     plan: &ReadPlan,
     extents: &[Extent],
@@ -193,7 +199,7 @@ pub(crate) fn execute_one(
     arena: &mut DeviceBuffer,
     patience: Option<Duration>,
     counters: &Counters,
-) -> Result<Option<Outcome>> {
+) -> Result<Attempt<Outcome>> {
     let first = &plan.reads[0];
     let len = plan.reads.iter().map(|read| read.len).sum();
     let parts = Parts { offset: first.offset, len, part_bytes: first.len };
@@ -201,11 +207,14 @@ pub(crate) fn execute_one(
         let checks = Checks::new(plan.pieces.len());
         let mut next = plan.reads.iter();
         let mut landed = |part: &[u8]| next.by_ref().take(1).for_each(|read| checks.take(plan, read, part));
-        if file.read_parts(&mut memory, parts, patience, counters, &mut landed)? == Waited::Stuck {
-            return Ok(None);
-        }
-        let read = LastRead { route: ReadRoute::Host, why: RouteReason::OnTheHost };
-        return Ok(Some(Outcome { damaged: checks.damaged(plan, extents), read }));
+        return Ok(match file.read_parts(&mut memory, parts, patience, counters, &mut landed)? {
+            Arrival::Landed => {
+                let read = LastRead { route: ReadRoute::Host, why: RouteReason::OnTheHost };
+                Attempt::Done(Outcome { damaged: checks.damaged(plan, extents), read })
+            }
+            Arrival::Overdue => Attempt::Overdue,
+            Arrival::WouldWait => Attempt::WouldWait,
+        });
     }
     // Once for all the calls that this thread makes of the driver.
     let _current = arena.device().make_current()?;
@@ -213,10 +222,11 @@ pub(crate) fn execute_one(
     let staging = arena.device().staging()?;
     let upload = Upload::new(arena)?;
     let mut slot = staging.acquire_within(patience)?;
-    if slot.is_none() || file.read_parts(&mut slot, parts, patience, counters, &mut |_| {})? == Waited::Stuck {
-        return Ok(None);
+    if slot.is_some() && file.read_parts(&mut slot, parts, patience, counters, &mut |_| {})? == Arrival::WouldWait {
+        return Ok(Attempt::WouldWait);
     }
-    let Some(slot) = slot else { return Ok(None) };
+    // It was not had, or was left to the read.
+    let Some(slot) = slot else { return Ok(Attempt::Overdue) };
     let checks = Checks::new(if on_device { 0 } else { plan.pieces.len() });
     // The check takes no time, since the hardware copies meanwhile.
     upload.copy_and_finish(slot, &[(first.wanted.clone(), first.arena_offset)], |slot| {
@@ -226,7 +236,7 @@ pub(crate) fn execute_one(
     })?;
     let damaged = if on_device { damaged_on_device(plan, extents, arena)? } else { checks.damaged(plan, extents) };
     let read = LastRead { route: ReadRoute::Staged, why: RouteReason::Small };
-    Ok(Some(Outcome { damaged, read }))
+    Ok(Attempt::Done(Outcome { damaged, read }))
 }
 
 /// Whether a device takes the checksums of a plan by itself.
@@ -446,8 +456,8 @@ pub(crate) fn read_chunks(
     read_chunks_within(file, extent, range, None, counters, hand_on).map(drop)
 }
 
-/// [`read_chunks`], which waits for the disk no longer than `patience` for each, where the read
-/// [is timely](SegmentFile::is_timely).
+/// [`read_chunks`], which waits for the disk no longer than `patience` for each. How that ended, and up to where they were handed
+/// on.
 pub(crate) fn read_chunks_within(
     file: &SegmentFile,
     extent: &Extent,
@@ -455,16 +465,17 @@ pub(crate) fn read_chunks_within(
     patience: Option<Duration>,
     counters: &Counters,
     mut hand_on: impl FnMut(u64, &[u8]) -> Result<()>,
-) -> Result<Waited> {
+) -> Result<(Arrival, u64)> {
     let mut buffer = chunk_buffer(&range);
-    for chunk in chunks_of(extent, range) {
-        let Some(bytes) = read_chunk(file, extent, chunk, &mut buffer, patience, counters)? else {
-            return Ok(Waited::Stuck);
-        };
+    for (at, len) in chunks_of(extent, range.clone()) {
+        let (arrival, bytes) = read_chunk(file, extent, (at, len), &mut buffer, patience, counters)?;
+        if arrival != Arrival::Landed {
+            return Ok((arrival, at));
+        }
         step();
-        hand_on(chunk.0, &buffer[bytes])?;
+        hand_on(at, &buffer[bytes])?;
     }
-    Ok(Waited::Done)
+    Ok((Arrival::Landed, range.end))
 }
 
 /// A buffer for the chunks of a range: a short one takes a short buffer, since 1 MiB of zeros costs more than most extents.
@@ -480,8 +491,8 @@ pub(super) fn chunks_of(extent: &Extent, range: Range<u64>) -> impl Iterator<Ite
     range.step_by(READ_BYTES).map(move |at| (at, (end - at).min(READ_BYTES as u64)))
 }
 
-/// Reads a chunk, in whole blocks, into a [`chunk_buffer`]; answers where in it the chunk is. `None` where that took longer than
-/// `patience`: the buffer was left to the read then.
+/// Reads a chunk, in whole blocks, into a [`chunk_buffer`]; answers where in it the chunk is, if it landed. One that is overdue has
+/// the buffer.
 pub(super) fn read_chunk(
     file: &SegmentFile,
     extent: &Extent,
@@ -489,11 +500,11 @@ pub(super) fn read_chunk(
     buffer: &mut AlignedBuf,
     patience: Option<Duration>,
     counters: &Counters,
-) -> Result<Option<Range<usize>>> {
+) -> Result<(Arrival, Range<usize>)> {
     let start = (extent.offset + at) / BLOCK_BYTES * BLOCK_BYTES;
     let end = (extent.offset + at + len).next_multiple_of(BLOCK_BYTES);
     let parts = Parts::one(start, (end - start) as usize);
-    let waited = file.read_parts(buffer, parts, patience, counters, &mut |_| {})?;
+    let arrival = file.read_parts(buffer, parts, patience, counters, &mut |_| {})?;
     let skip = (extent.offset + at - start) as usize;
-    Ok((waited == Waited::Done).then_some(skip..skip + len as usize))
+    Ok((arrival, skip..skip + len as usize))
 }

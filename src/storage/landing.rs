@@ -59,13 +59,15 @@ impl Parts {
     }
 }
 
-/// How waiting for a read ended that did not fail.
+/// How a read ended that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrival {
     /// Every byte is there.
     Landed,
     /// It did not come in time, and has the memory.
     Overdue,
+    /// It could not be begun, or not be waited for, without the risk of waiting for ever. Nothing is under way.
+    WouldWait,
 }
 
 #[cfg(test)]

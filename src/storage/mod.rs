@@ -197,9 +197,11 @@ pub trait StorageFile: Send + Sync + fmt::Debug {
 
     /// Reads exactly the bytes of `parts` to the front of `memory`, past the page cache where the file system can. `landed` is
     /// called with the bytes of each part, in order, once they are there, and while the next are on their way where the system can
-    /// do that for one thread. A file that ends before is `UnexpectedEof`. Blocks until nothing is on its way any more: or, where
-    /// the file [keeps to its time](Self::keeps_time), until a part has not come within `patience`. Then the answer is `Overdue`,
-    /// and the memory was left to the read, which frees it when it ends.
+    /// do that for one thread. A file that ends before is `UnexpectedEof`.
+    ///
+    /// Without `patience` it blocks until nothing is on its way any more. With it, no longer than that for a part: then the answer
+    /// is [`Arrival::Overdue`], and the memory was left to the read, which frees it when it ends. What cannot keep to that answers
+    /// [`Arrival::WouldWait`], whatever it has told of, and the same is to be asked again without, by a thread that may get stuck.
     fn read_parts_at(
         &self,
         memory: &mut dyn Landing,
@@ -207,17 +209,10 @@ pub trait StorageFile: Send + Sync + fmt::Debug {
         patience: Option<Duration>,
         landed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<Arrival> {
-        let _ = patience;
-        for (index, part) in parts.of(memory.bytes())?.chunks_mut(parts.part_bytes).enumerate() {
-            read_exact_at(self, part, parts.offset + (index * parts.part_bytes) as u64, Caching::Direct)?;
-            landed(part);
+        if patience.is_some() {
+            return Ok(Arrival::WouldWait);
         }
-        Ok(Arrival::Landed)
-    }
-
-    /// Whether [`read_parts_at`](Self::read_parts_at) waits no longer than it is told.
-    fn keeps_time(&self) -> bool {
-        false
+        read_each_part_at(self, memory, parts, landed)
     }
 
     /// Writes all of some parts past the page cache, where the file system can: each as soon as it comes, several at a time
@@ -312,6 +307,20 @@ pub fn read_exact_at(
         }
     }
     Ok(())
+}
+
+/// [`StorageFile::read_parts_at`], one part after another, for as long as that takes.
+pub fn read_each_part_at(
+    file: &(impl StorageFile + ?Sized),
+    memory: &mut dyn Landing,
+    parts: Parts,
+    landed: &mut dyn FnMut(&[u8]),
+) -> io::Result<Arrival> {
+    for (index, part) in parts.of(memory.bytes())?.chunks_mut(parts.part_bytes).enumerate() {
+        read_exact_at(file, part, parts.offset + (index * parts.part_bytes) as u64, Caching::Direct)?;
+        landed(part);
+    }
+    Ok(Arrival::Landed)
 }
 
 /// Writes all of `buf`, continuing short counts and interrupted calls; a write that takes nothing is `WriteZero`.

@@ -13,11 +13,11 @@ use crate::device::{Device, DeviceBuffer};
 use crate::error::{Damage, DisplayKey, Error, Result};
 use crate::index::Version;
 use crate::io::{
-    Extent, Outcome, ReadPlan, Routes, SegmentFile, Steps, Waited, execute, execute_one, hand_chunks,
+    Attempt, Extent, Outcome, ReadPlan, Routes, SegmentFile, Steps, Waited, execute, execute_one, hand_chunks,
     read_chunks_within,
 };
 use crate::metrics::Counters;
-use crate::storage::StorageFile;
+use crate::storage::{Arrival, StorageFile};
 use crate::store::core::Core;
 use crate::store::recover::read_frame;
 use crate::store::segment::{Segment, Segments};
@@ -121,14 +121,17 @@ impl Core {
         if planned.plan.reads.is_empty() {
             return planned.read(&self.segments, arena, &self.routes, &self.counters, |_| Ok(()));
         }
-        let Some((id, file)) = planned.timely_read(&self.segments) else {
-            return self.read_watched(planned, arena, deadline, steps);
-        };
-        if let Some(steps) = steps {
-            step(steps, &self.segments, id)?;
+        if let Some((id, file)) = planned.open_file(&self.segments) {
+            if let Some(steps) = steps {
+                step(steps, &self.segments, id)?;
+            }
+            match execute_one(&planned.plan, &planned.extents, &file, arena, Some(deadline), &self.counters)? {
+                Attempt::Done(outcome) => return Ok(outcome),
+                Attempt::Overdue => return Err(self.given_up("read", self.segments.path_of(id), deadline)),
+                Attempt::WouldWait => {}
+            }
         }
-        let outcome = execute_one(&planned.plan, &planned.extents, &file, arena, Some(deadline), &self.counters)?;
-        outcome.ok_or_else(|| self.given_up("read", self.segments.path_of(id), deadline))
+        self.read_watched(planned, arena, deadline, steps)
     }
 
     /// Reads on a thread of its own, which has the arena meanwhile, and after the deadline keeps it.
@@ -267,25 +270,29 @@ impl Core {
         &self,
         entry: &IndexEntry,
         range: Range<u64>,
-        hand_on: impl FnMut(u64, &[u8]) -> Result<()>,
+        mut hand_on: impl FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let extent = extent_of(entry);
         let Some(deadline) = self.deadline else {
             let file = segment_file(&self.segments, entry.segment)?;
             return read_chunks_within(&file, &extent, range, None, &self.counters, hand_on).map(drop);
         };
-        let timely = open_segment_file(&self.segments, entry.segment)
-            .filter(|_| range.end - range.start < WATCHED_BYTES_MIN)
-            .filter(|file| file.is_timely(extent.offset + range.start, range.end - range.start));
-        let waited = match timely {
-            Some(file) => read_chunks_within(&file, &extent, range, Some(deadline), &self.counters, hand_on)?,
-            None => {
-                let (segments, id) = (Arc::clone(&self.segments), entry.segment);
-                let find = move || segment_file(&segments, id);
-                hand_chunks(&self.watched, deadline, find, &extent, range, &self.counters, hand_on)?
+        let mut range = range;
+        if range.end - range.start < WATCHED_BYTES_MIN
+            && let Some(file) = open_segment_file(&self.segments, entry.segment)
+        {
+            let (within, counters) = (Some(deadline), &self.counters);
+            match read_chunks_within(&file, &extent, range.clone(), within, counters, &mut hand_on)? {
+                (Arrival::Landed, _) => return Ok(()),
+                (Arrival::Overdue, _) => return Err(self.stuck_at(entry, deadline)),
+                (Arrival::WouldWait, at) => range.start = at,
             }
+        }
+        let find = {
+            let (segments, id) = (Arc::clone(&self.segments), entry.segment);
+            move || segment_file(&segments, id)
         };
-        match waited {
+        match hand_chunks(&self.watched, deadline, find, &extent, range, &self.counters, hand_on)? {
             Waited::Done => Ok(()),
             Waited::Stuck => Err(self.stuck_at(entry, deadline)),
         }
@@ -327,12 +334,10 @@ impl Planned {
         Arc::new(Planned { extents, plan })
     }
 
-    /// The file of the one read that it is, where that is open and can be waited for.
-    fn timely_read(&self, segments: &Segments) -> Option<(SegmentId, SegmentFile)> {
-        let first = self.plan.reads.first().filter(|_| self.plan.is_one_read())?;
-        let len = self.plan.reads.iter().map(|read| read.len as u64).sum();
-        let file = open_segment_file(segments, first.segment)?;
-        file.is_timely(first.offset, len).then_some((first.segment, file))
+    /// The file of the one read that it is, where that is open.
+    fn open_file(&self, segments: &Segments) -> Option<(SegmentId, SegmentFile)> {
+        let id = self.plan.reads.first().filter(|_| self.plan.is_one_read())?.segment;
+        Some((id, open_segment_file(segments, id)?))
     }
 
     /// How long an arena it needs.

@@ -208,10 +208,6 @@ impl StorageFile for InterposedFile {
         self.file.read_parts_at(memory, parts, patience, landed)
     }
 
-    fn keeps_time(&self) -> bool {
-        self.file.keeps_time()
-    }
-
     fn raw_fd(&self) -> Option<std::os::fd::RawFd> {
         self.file.raw_fd()
     }

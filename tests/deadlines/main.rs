@@ -385,7 +385,8 @@ fn small_reads_that_get_stuck_are_given_up_whether_or_not_the_segment_was_read_b
     }
     store.close().unwrap();
     let mut timeouts = 0;
-    for warm in [false, true] {
+    for (direct, warm) in [(true, false), (true, true), (false, true)] {
+        disk.sim.set_abilities(Abilities { direct, ..Abilities::default() });
         for (n, value) in values.iter().enumerate() {
             let (key, len) = (format!("{n}"), value.len());
             let mut destination = vec![0; len];
@@ -413,15 +414,15 @@ fn small_reads_that_get_stuck_are_given_up_whether_or_not_the_segment_was_read_b
                     assert!(read(&store).unwrap() == *expected, "{name} of {len}");
                 }
                 disk.stick(OpKind::Read, ".seg", 0);
-                assert!(timed_out(read(&store)), "{name} of {len}, warm: {warm}");
-                assert_eq!(store.metrics().timeouts, 1, "{name} of {len}, warm: {warm}");
+                assert!(timed_out(read(&store)), "{name} of {len}, direct: {direct}, warm: {warm}");
+                assert_eq!(store.metrics().timeouts, 1, "{name} of {len}, direct: {direct}, warm: {warm}");
                 timeouts += 1;
                 disk.go_on();
                 assert!(read(&store).unwrap() == *expected, "{name} of {len}");
             }
         }
     }
-    assert_eq!(timeouts, 2 * 3 * 6);
+    assert_eq!(timeouts, 3 * 3 * 6);
 }
 
 /// A question that a store answers from its index, and whether it answered right.

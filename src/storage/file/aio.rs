@@ -13,7 +13,6 @@ use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::AsRawFd;
-use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -162,12 +161,6 @@ impl Drop for Queue {
     }
 }
 
-/// Whether the system has such queues. Asked once: a container's policy does not change.
-pub(super) fn is_available() -> bool {
-    static AVAILABLE: LazyLock<bool> = LazyLock::new(|| Queue::lend().map(Queue::give_back).is_ok());
-    *AVAILABLE
-}
-
 /// Transfers that are under way, each known by a number below [`DEPTH`].
 struct Flight {
     queue: Option<Queue>,
@@ -278,13 +271,16 @@ impl Drop for Flight {
     }
 }
 
-/// How many bytes of a transfer the kernel's queue has moved, the rest being for a plain call: that one also knows what to do where
-/// direct transfers are refused.
-fn moved(answer: io::Result<usize>) -> io::Result<usize> {
-    answer.or_else(|error| match error.raw_os_error() {
-        Some(libc::EINVAL | libc::EAGAIN | libc::EINTR | libc::EOPNOTSUPP) => Ok(0),
-        _ => Err(error),
-    })
+/// How many bytes of a transfer the kernel's queue has moved, the rest being for a plain call; `None` where it refused the
+/// transfer. A plain call also knows what to do where direct ones are refused.
+fn moved(answer: io::Result<usize>) -> io::Result<Option<usize>> {
+    match answer {
+        Ok(count) => Ok(Some(count)),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EINVAL | libc::EAGAIN | libc::EINTR | libc::EOPNOTSUPP) => Ok(None),
+            _ => Err(error),
+        },
+    }
 }
 
 /// Writes parts as they come, several at a time where there is a file for direct transfers; `plainly` writes all of some bytes by a
@@ -305,7 +301,7 @@ pub(super) fn write_parts(
     let land = |flight: &mut Flight, under_way: &mut [Option<Part>; DEPTH]| {
         for (number, answer) in flight.land(None)? {
             let Some(part) = under_way.get_mut(number).and_then(Option::take) else { continue };
-            let done = moved(answer)?;
+            let done = moved(answer)?.unwrap_or(0);
             if done < part.bytes.len() {
                 let rest = &part.bytes.into_owned()?[done..];
                 plainly(rest, part.offset + done as u64)?;
@@ -361,8 +357,9 @@ pub(super) fn write_parts(
 }
 
 /// Fills memory from a file in parts, and tells of each part once its bytes are there, while the next is on its way; `plainly` fills
-/// all of some bytes by a call of its own, however long that takes. A part that has not come within `patience` is waited for no
-/// longer.
+/// all of some bytes by a call of its own, however long that takes. With `patience` there are no such calls, but for what is left
+/// of a short count, which is nothing where the file ends; nothing is begun that would make the system wait for a lock, or for
+/// room in the disk's queue; and a part that has not come within it is waited for no longer.
 ///
 /// One part is on its way at a time: a virtual disk answers for all that it was given at once when the last of it is done.
 pub(super) fn read_parts(
@@ -373,6 +370,7 @@ pub(super) fn read_parts(
     landed: &mut dyn FnMut(&[u8]),
     plainly: impl Fn(&mut [u8], u64) -> io::Result<()>,
 ) -> io::Result<Arrival> {
+    let operation = (PREAD, if patience.is_some() { NOWAIT } else { 0 });
     let offset_of = |number: usize| parts.offset + (number * parts.part_bytes) as u64;
     // Dropped after the flight, which fills them.
     let mut pieces: Vec<&mut [u8]> = parts.of(memory.bytes())?.chunks_mut(parts.part_bytes).collect();
@@ -384,12 +382,12 @@ pub(super) fn read_parts(
         #[expect(unsafe_code, reason = "the kernel fills the memory after the call returns")]
         // SAFETY: the piece is borrowed by `pieces` longer than the flight lives, and not touched before the flight has
         // answered for its number; where the flight is left, so is the memory, which stays where it is.
-        let begun = aligned && unsafe { flight.begin(file, (PREAD, 0), *piece, offset_of(number), number) };
+        let begun = aligned && unsafe { flight.begin(file, operation, *piece, offset_of(number), number) };
         begun
     };
     let mut begun = begin(&mut flight, &mut pieces, 0);
     for number in 0..pieces.len() {
-        let mut done = 0;
+        let mut moved_bytes = None;
         if let Some(flying) = flight.as_mut().filter(|_| begun) {
             let answers = flying.land(patience)?;
             if answers.is_empty()
@@ -399,9 +397,13 @@ pub(super) fn read_parts(
                 return Ok(Arrival::Overdue);
             }
             for (_, answer) in answers {
-                done = moved(answer)?;
+                moved_bytes = moved(answer)?;
             }
         }
+        if moved_bytes.is_none() && patience.is_some() {
+            return Ok(Arrival::WouldWait);
+        }
+        let done = moved_bytes.unwrap_or(0);
         begun = begin(&mut flight, &mut pieces, number + 1);
         let piece = &mut *pieces[number];
         if done < piece.len() {

@@ -171,18 +171,19 @@ impl StorageFile for FileHandle {
         patience: Option<Duration>,
         landed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<Arrival> {
-        let plainly = |buf: &mut [u8], offset| read_exact_at(self, buf, offset, Caching::Direct);
-        if let Some(file) = self.direct_file() {
-            return aio::read_parts(file, memory, parts, patience, landed, plainly);
+        match self.direct_file() {
+            Some(file) => {
+                let plainly = |buf: &mut [u8], offset| read_exact_at(self, buf, offset, Caching::Direct);
+                aio::read_parts(file, memory, parts, patience, landed, plainly)
+            }
+            None if patience.is_some() => Ok(Arrival::WouldWait),
+            None => {
+                let bytes = parts.of(memory.bytes())?;
+                read_exact_at(self, bytes, parts.offset, Caching::Buffered)?;
+                bytes.chunks(parts.part_bytes).for_each(landed);
+                Ok(Arrival::Landed)
+            }
         }
-        let bytes = parts.of(memory.bytes())?;
-        plainly(bytes, parts.offset)?;
-        bytes.chunks(parts.part_bytes).for_each(landed);
-        Ok(Arrival::Landed)
-    }
-
-    fn keeps_time(&self) -> bool {
-        self.direct_file().is_some() && aio::is_available()
     }
 
     fn write_parts_at(&self, parts: &mut dyn Iterator<Item = Part>) -> io::Result<()> {

@@ -89,12 +89,8 @@ fn a_read_that_is_overdue_keeps_its_memory_until_it_has_ended() {
     let mut bytes = AlignedBuf::zeroed(4 << 20);
     bytes.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at / 5 % 251) as u8);
     write_all_at(&*file, &bytes, 0, Caching::Direct).unwrap();
-    if !file.keeps_time() {
-        eprintln!("SKIPPED: no reads that can be waited for here: no direct transfers, or no queues of the kernel's");
-        return;
-    }
     let (show, shown) = mpsc::channel();
-    let mut overdue = 0;
+    let (mut overdue, mut refused) = (0, 0);
     for _ in 0..20 {
         let mut target = Target(Some(Shown { memory: AlignedBuf::zeroed(4 << 20), show: show.clone() }));
         let parts = Parts { offset: 0, len: 4 << 20, part_bytes: 2 << 20 };
@@ -110,15 +106,20 @@ fn a_read_that_is_overdue_keeps_its_memory_until_it_has_ended() {
                 assert!(found[..told + (2 << 20)] == bytes[..told + (2 << 20)]);
                 continue;
             }
+            Arrival::WouldWait => refused += 1,
         }
         drop(target);
         shown.recv().unwrap();
+    }
+    if refused == 20 {
+        eprintln!("SKIPPED: no reads that can be waited for here: no direct transfers, or no queues of the kernel's");
+        return;
     }
     assert!(overdue > 0, "no disk reads 2 MiB in no time");
     // The queue that was left does not answer for another's read.
     let mut found = AlignedBuf::zeroed(4 << 20);
     let parts = Parts { offset: 0, len: 4 << 20, part_bytes: 512 << 10 };
-    let arrival = file.read_parts_at(&mut found, parts, Some(Duration::from_secs(600)), &mut |_| {});
+    let arrival = file.read_parts_at(&mut found, parts, None, &mut |_| {});
     assert!(arrival.unwrap() == Arrival::Landed && found[..] == bytes[..]);
 }
 

@@ -5,8 +5,12 @@ use std::io;
 use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::super::{Caching, FileFacts, StorageFile, StorageLock, StorageMap, is_direct_aligned};
+use super::super::{
+    Arrival, Caching, FileFacts, Landing, Parts, StorageFile, StorageLock, StorageMap, is_direct_aligned,
+    read_each_part_at,
+};
 use super::image::{FileId, errno};
 use super::trace::OpKind;
 use super::{Request, Shared};
@@ -59,6 +63,20 @@ impl StorageFile for SimFile {
         })
     }
 
+    /// Nothing takes it long, where it has something to wait for: as the real one, past the page cache.
+    fn read_parts_at(
+        &self,
+        memory: &mut dyn Landing,
+        parts: Parts,
+        patience: Option<Duration>,
+        landed: &mut dyn FnMut(&[u8]),
+    ) -> io::Result<Arrival> {
+        if patience.is_some() && !self.direct() {
+            return Ok(Arrival::WouldWait);
+        }
+        read_each_part_at(self, memory, parts, landed)
+    }
+
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
         self.disk.call(self.request(OpKind::Allocate, offset, len), |live| {
             self.may_write(libc::EBADF)?;
@@ -106,11 +124,6 @@ impl StorageFile for SimFile {
 
     fn direct(&self) -> bool {
         self.disk.state.lock().live.abilities.direct
-    }
-
-    /// Nothing ever takes it long: as the real one, which can tell only past the page cache.
-    fn keeps_time(&self) -> bool {
-        self.direct()
     }
 
     fn raw_fd(&self) -> Option<RawFd> {
