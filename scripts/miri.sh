@@ -36,7 +36,7 @@ alight() {
     echo "== alight ($SECONDS s)"
     cargo "+$toolchain" miri test --locked --package alight --lib -- \
         device::host:: device::slab index:: io::lanes io::payload io::plan io::retry io::watched metrics:: prefetch::line prefetch::pattern prefetch::scheduler region::lru \
-        storage::aligned storage::lent store::group store::recover store::reclaim store::space tensor::
+        storage::aligned storage::landing storage::lent store::group store::recover store::reclaim store::space tensor::
 }
 
 case ${1:-both} in

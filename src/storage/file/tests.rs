@@ -124,6 +124,31 @@ fn a_read_that_is_overdue_keeps_its_memory_until_it_has_ended() {
 }
 
 #[test]
+fn more_reads_at_once_than_there_are_queues_have_their_own_bytes_or_would_wait() {
+    let (storage, root, _dir) = fresh();
+    let file = storage.open(&root.join("f"), OpenMode::CreateNew).unwrap();
+    let mut bytes = AlignedBuf::zeroed(300 * 8192);
+    bytes.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at / 8192 + at % 251) as u8);
+    write_all_at(&*file, &bytes, 0, Caching::Direct).unwrap();
+    let all = std::sync::Barrier::new(300);
+    std::thread::scope(|scope| {
+        for (number, expected) in bytes.chunks(8192).enumerate() {
+            let (file, all) = (&file, &all);
+            scope.spawn(move || {
+                all.wait();
+                for patience in [Some(Duration::from_secs(600)), None, Some(Duration::from_secs(600))] {
+                    let mut found = AlignedBuf::zeroed(8192);
+                    let parts = Parts { offset: number as u64 * 8192, len: 8192, part_bytes: 4096 };
+                    let arrival = file.read_parts_at(&mut found, parts, patience, &mut |_| {}).unwrap();
+                    assert!(arrival == Arrival::Landed || patience.is_some() && arrival == Arrival::WouldWait);
+                    assert!(arrival == Arrival::WouldWait || found[..] == *expected);
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn a_direct_transfer_leaves_the_page_cache_empty() {
     let (storage, root, _dir) = fresh();
     let file = storage.open(&root.join("f"), OpenMode::CreateNew).unwrap();
