@@ -31,7 +31,8 @@ pub(crate) use payload::{Blob, PayloadStream, lay_out};
 pub(crate) use plan::{Extent, ReadPlan};
 pub(crate) use pump::pump;
 pub(crate) use read::{
-    Attempt, LARGE_BYTES_MIN, Outcome, SegmentFile, execute, execute_one, read_chunks, read_chunks_within,
+    Attempt, LARGE_BYTES_MIN, Outcome, SegmentFile, execute, execute_cached, execute_one, read_chunks,
+    read_chunks_within,
 };
 pub use routes::RouteChoice;
 pub(crate) use routes::Routes;

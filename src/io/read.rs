@@ -6,14 +6,14 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use alight_format::limits::BLOCK_BYTES;
 use alight_format::{SegmentId, combine, crc32};
 use parking_lot::Mutex;
 
-use crate::config::{DIRECT_READ_THREADS_MAX, LONG_READ_BYTES, READ_BYTES, READ_THREADS_MAX};
+use crate::config::{CACHED_ALONE_BYTES_MAX, DIRECT_READ_THREADS_MAX, LONG_READ_BYTES, READ_BYTES, READ_THREADS_MAX};
 use crate::device::transfer::Upload;
 use crate::device::{Device, DeviceBuffer, PinnedMap};
 use crate::error::{Error, Result};
@@ -63,6 +63,22 @@ impl SegmentFile {
         Ok(())
     }
 
+    /// Reads whole blocks into `buf` if all of them are in the page cache; whether they were. Waits for nothing.
+    fn read_cached(&self, buf: &mut [u8], offset: u64, counters: &Counters) -> Result<bool> {
+        if !self.is_resident(offset, buf.len() as u64) {
+            return Ok(false);
+        }
+        match read_exact_at(&*self.file, buf, offset, Caching::Cached) {
+            Ok(()) => {
+                Counters::add(&counters.bytes_buffered, buf.len() as u64);
+                Ok(true)
+            }
+            // It has left the page cache since, or is still on its way there.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(self.read_failed(error, offset)),
+        }
+    }
+
     /// Reads whole blocks to the front of `memory`: out of the page cache when they are in it, else past it where it can be done.
     /// Tells of each part in order, while the next is on its way. What becomes of `patience`: as with
     /// [`StorageFile::read_parts_at`].
@@ -76,19 +92,10 @@ impl SegmentFile {
     ) -> Result<Arrival> {
         let Parts { offset, len, part_bytes } = parts;
         let failed = |source| self.read_failed(source, offset);
-        let cached = self.is_resident(offset, len as u64);
         let buf = parts.of(memory.bytes()).map_err(failed)?;
-        if cached {
-            match read_exact_at(&*self.file, buf, offset, Caching::Cached) {
-                Ok(()) => {
-                    Counters::add(&counters.bytes_buffered, len as u64);
-                    buf.chunks(part_bytes).for_each(landed);
-                    return Ok(Arrival::Landed);
-                }
-                // It has left the page cache since, or is still on its way there.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(failed(error)),
-            }
+        if self.read_cached(buf, offset, counters)? {
+            buf.chunks(part_bytes).for_each(landed);
+            return Ok(Arrival::Landed);
         }
         let direct = self.file.direct() && is_direct_aligned(buf.as_ptr() as u64, offset, len);
         if !direct && patience.is_none() {
@@ -172,7 +179,9 @@ pub(crate) fn execute(
     let checks = Checks::new(if on_device { 0 } else { plan.pieces.len() });
     let read = match arena.as_host_pages_mut() {
         Some(bytes) => {
-            read_to_host(plan, find, bytes, &checks, counters)?;
+            read_to_host(plan, bytes, &checks, lanes_of(&plan.reads, find), |read, target| {
+                find(read.segment)?.read(target, read.offset, counters)
+            })?;
             LastRead { route: ReadRoute::Host, why: RouteReason::OnTheHost }
         }
         None => read_to_gpu(plan, find, arena, routes, (!on_device).then_some(&checks), counters)?,
@@ -239,6 +248,44 @@ pub(crate) fn execute_one(
     Ok(Attempt::Done(Outcome { damaged, read }))
 }
 
+/// [`execute`] into host memory of several reads that come out of the page cache: by this thread alone where they are few bytes,
+/// and without waiting for the disk; `None` where one of them does not, or its file is not open.
+pub(crate) fn execute_cached(
+    plan: &ReadPlan,
+    extents: &[Extent],
+    find_open: impl Fn(SegmentId) -> Option<SegmentFile> + Sync,
+    arena: &mut DeviceBuffer,
+    counters: &Counters,
+) -> Result<Option<Outcome>> {
+    let first = &plan.reads[0];
+    let Some(bytes) = arena.as_host_pages_mut() else { return Ok(None) };
+    if !find_open(first.segment).is_some_and(|file| file.is_resident(first.offset, first.len as u64)) {
+        return Ok(None);
+    }
+    let alone = plan.arena_bytes <= CACHED_ALONE_BYTES_MAX;
+    let lanes = if alone { 1 } else { lanes_for(READ_THREADS_MAX) };
+    let (checks, missed) = (Checks::new(plan.pieces.len()), AtomicBool::new(false));
+    let outcome = read_to_host(plan, bytes, &checks, lanes, |read, target| {
+        let file = find_open(read.segment).filter(|_| !missed.load(Ordering::Relaxed));
+        if let Some(file) = file
+            && file.read_cached(target, read.offset, counters)?
+        {
+            return Ok(());
+        }
+        missed.store(true, Ordering::Relaxed);
+        Err(Error::Closed)
+    });
+    match outcome {
+        // Whatever else it was, the read that follows meets it.
+        Err(_) if missed.into_inner() => Ok(None),
+        Err(error) => Err(error),
+        Ok(()) => {
+            let read = LastRead { route: ReadRoute::Host, why: RouteReason::OnTheHost };
+            Ok(Some(Outcome { damaged: checks.damaged(plan, extents), read }))
+        }
+    }
+}
+
 /// Whether a device takes the checksums of a plan by itself.
 fn is_checked_on(device: &Device, plan: &ReadPlan, find: &FindFile<'_>) -> bool {
     let from_disk = || plan.reads.first().is_some_and(|read| !is_cached(read, find));
@@ -265,13 +312,13 @@ fn lanes_of<R: Borrow<Read>>(reads: &[R], find: &FindFile<'_>) -> usize {
     lanes_for(if cached.len() >= not.len() { READ_THREADS_MAX } else { DIRECT_READ_THREADS_MAX })
 }
 
-/// Reads into host memory, in place: each read has its own stretch of the arena.
+/// Reads into host memory, in place, by up to `lanes` threads: each read has its own stretch of the arena, which `read` fills.
 fn read_to_host(
     plan: &ReadPlan,
-    find: &FindFile<'_>,
     arena: &mut [u8],
     checks: &Checks,
-    counters: &Counters,
+    lanes: usize,
+    read: impl Fn(&Read, &mut [u8]) -> Result<()> + Sync,
 ) -> Result<()> {
     // Reads land in rising order, none over another.
     let mut targets = Vec::with_capacity(plan.reads.len());
@@ -282,12 +329,12 @@ fn read_to_host(
         targets.push(Mutex::new(Some(target)));
         (rest, start) = (after, read.arena_offset + read.wanted.len() as u64);
     }
-    in_lanes(plan.reads.len(), lanes_of(&plan.reads, find), |index| {
-        let read = &plan.reads[index];
+    in_lanes(plan.reads.len(), lanes, |index| {
+        let planned = &plan.reads[index];
         let target = targets[index].lock().take().expect("every read is carried out once");
-        debug_assert_eq!(target.len(), read.len, "a host arena keeps whole blocks");
-        find(read.segment)?.read(target, read.offset, counters)?;
-        checks.take(plan, read, target);
+        debug_assert_eq!(target.len(), planned.len, "a host arena keeps whole blocks");
+        read(planned, target)?;
+        checks.take(plan, planned, target);
         Ok(())
     })
 }

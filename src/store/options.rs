@@ -152,7 +152,8 @@ impl StoreOptions {
     /// | [`Store::verify`], [`Store::stat`] | the same |
     ///
     /// What needs one read of a file that was read before is done on the caller's own thread, which begins it and waits for it
-    /// (`io_submit`, told not to wait), as does a lookup of what is in memory; everything else is handed to a thread of the store's
+    /// (`io_submit`, told not to wait), as is a lookup of what is in memory, and several reads of less than 4 MiB into host memory
+    /// where the page cache has all of them; everything else is handed to a thread of the store's
     /// own, for some 6 µs. So is a read that the system does not begin at once, as where a file system has no direct transfers.
     /// That thread, or the kernel, keeps the memory that is to be filled until the read ends, and a `get_many_into` that was given
     /// up leaves its arena to it.

@@ -13,8 +13,8 @@ use crate::device::{Device, DeviceBuffer};
 use crate::error::{Damage, DisplayKey, Error, Result};
 use crate::index::Version;
 use crate::io::{
-    Attempt, Extent, Outcome, ReadPlan, Routes, SegmentFile, Steps, Waited, execute, execute_one, hand_chunks,
-    read_chunks_within,
+    Attempt, Extent, Outcome, ReadPlan, Routes, SegmentFile, Steps, Waited, execute, execute_cached, execute_one,
+    hand_chunks, read_chunks_within,
 };
 use crate::metrics::Counters;
 use crate::storage::{Arrival, StorageFile};
@@ -91,9 +91,10 @@ impl Core {
         let bytes = || planned.extents.iter().map(|extent| extent.length).sum::<u64>();
         let scope = scope!("get_many", keys = entries.len(), bytes = bytes(), route = Empty);
         let began = Instant::now();
-        let outcome = match self.deadline {
-            Some(deadline) => self.read_in_time(planned, arena, deadline, steps)?,
-            None => planned.read(&self.segments, arena, &self.routes, &self.counters, |id| match steps {
+        let outcome = match (self.read_cached(planned, arena, steps)?, self.deadline) {
+            (Some(outcome), _) => outcome,
+            (None, Some(deadline)) => self.read_in_time(planned, arena, deadline, steps)?,
+            (None, None) => planned.read(&self.segments, arena, &self.routes, &self.counters, |id| match steps {
                 Some(steps) => step(steps, &self.segments, id),
                 None => Ok(()),
             })?,
@@ -107,6 +108,23 @@ impl Core {
         Counters::add(&self.counters.gets, entries.len() as u64);
         Counters::add(&self.counters.bytes_got, bytes());
         Ok(())
+    }
+
+    /// Reads several values, short together, on this thread if they come out of the page cache.
+    fn read_cached(
+        &self,
+        planned: &Planned,
+        arena: &mut DeviceBuffer,
+        steps: Option<&Arc<Steps>>,
+    ) -> Result<Option<Outcome>> {
+        let Planned { plan, extents } = planned;
+        if plan.is_one_read() || plan.reads.is_empty() || plan.arena_bytes >= WATCHED_BYTES_MIN {
+            return Ok(None);
+        }
+        if let Some(steps) = steps {
+            step(steps, &self.segments, plan.reads[0].segment)?;
+        }
+        execute_cached(plan, extents, |id| open_segment_file(&self.segments, id), arena, &self.counters)
     }
 
     /// Reads within the deadline: on this thread where one read brings everything and can be waited for, since another one would

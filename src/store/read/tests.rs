@@ -12,7 +12,7 @@ use crate::device::{Device, simulated_gpu};
 use crate::io::direct::CuFileTransport;
 use crate::io::fixtures::StuckStorage;
 use crate::metrics::{LastRead, ReadRoute, RouteReason};
-use crate::storage::sim::SimStorage;
+use crate::storage::sim::{Abilities, SimStorage};
 use crate::store::fixtures::value;
 use crate::{Error, Maintenance, RouteChoice, Store, StoreOptions};
 
@@ -212,6 +212,41 @@ fn a_small_read_that_gets_stuck_is_given_up_by_the_callers_own_thread() {
         while began.elapsed() < Duration::from_secs(60) && store.get("0", &device).is_err() {}
         check();
     }
+}
+
+#[test]
+fn what_is_in_the_page_cache_is_there_while_the_disk_is_stuck() {
+    let stuck = StuckStorage::new(SimStorage::new());
+    stuck.disk.set_abilities(Abilities { resident: Some(true), ..Abilities::default() });
+    let options = Store::options().create(true).storage(Arc::new(stuck.clone())).maintenance(Maintenance::Inline);
+    let store = options.deadline(Some(Duration::from_secs(600))).open("/s").unwrap();
+    // Apart from one another, so that they are as many reads.
+    let values: Vec<Vec<u8>> = (0..40).map(|n| value(n, 20_000)).collect();
+    values.iter().enumerate().for_each(|(n, value)| store.put(format!("{n}"), value).unwrap());
+    stuck.gate.close();
+    let before = store.metrics();
+    for count in [1, 2, 5, 40] {
+        let tensors = store.get_many((0..count).map(|n| format!("{n}")), &Device::host()).unwrap();
+        assert!(tensors.iter().zip(&values).all(|(tensor, value)| tensor.as_host() == Some(&value[..])), "{count}");
+    }
+    let mut destination = vec![0; 20_000];
+    store.get_into("7", &mut destination).unwrap();
+    assert!(destination == values[7]);
+    let after = store.metrics();
+    assert!(after.bytes_direct == before.bytes_direct && after.bytes_buffered >= before.bytes_buffered + 49 * 20_000);
+    assert_eq!((after.gets - before.gets, after.timeouts), (49, 0));
+    stuck.gate.open();
+    // What it cannot tell of comes from the disk, by other threads.
+    stuck.disk.set_abilities(Abilities::default());
+    assert!(store.get_many(["3", "33"], &Device::host()).unwrap()[1].as_host() == Some(&values[33][..]));
+    assert!(store.metrics().bytes_direct >= after.bytes_direct + 40_000);
+    // Damage is damage.
+    stuck.disk.set_abilities(Abilities { resident: Some(true), ..Abilities::default() });
+    let place = |path: &PathBuf| stuck.disk.read_file(path).windows(20_000).position(|bytes| bytes == values[5]);
+    let (segment, at) = stuck.disk.files().into_iter().find_map(|path| place(&path).map(|at| (path, at))).unwrap();
+    stuck.disk.flip_bit(&segment, at as u64 + 9, 1);
+    let damaged = store.get_many(["4", "5"], &Device::host()).unwrap_err();
+    assert!(damaged.is_damage(), "{damaged}");
 }
 
 #[test]
