@@ -414,13 +414,14 @@ pub(super) fn read_parts(
         if moved_bytes.is_none() && patience.is_some() {
             return Ok(Arrival::WouldWait);
         }
-        let done = moved_bytes.unwrap_or(0);
-        begun = begin(&mut flight, &mut pieces, number + 1);
-        let piece = &mut *pieces[number];
-        if done < piece.len() {
-            plainly(&mut piece[done..], offset_of(number) + done as u64)?;
+        let rest = &mut pieces[number][moved_bytes.unwrap_or(0)..];
+        if !rest.is_empty() {
+            // Before the next is begun: should this fail, nothing has to be waited for.
+            let at = offset_of(number + 1).min(parts.offset + parts.len as u64) - rest.len() as u64;
+            plainly(rest, at)?;
         }
-        landed(piece);
+        begun = begin(&mut flight, &mut pieces, number + 1);
+        landed(pieces[number]);
     }
     Ok(Arrival::Landed)
 }
