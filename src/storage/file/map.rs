@@ -141,7 +141,7 @@ mod tests {
         let old = clock() - BELIEVED_SECONDS - 1;
         map.seen[1].store(old + 1, Ordering::Relaxed);
         assert!(map.is_present(STRETCH_BYTES..2 * STRETCH_BYTES));
-        map.seen[1].store(old - 100, Ordering::Relaxed);
+        map.seen[1].store(old.wrapping_sub(100), Ordering::Relaxed);
         assert!(map.is_present(STRETCH_BYTES..2 * STRETCH_BYTES) && seen()[1] > old);
     }
 }

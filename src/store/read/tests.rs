@@ -175,7 +175,7 @@ fn a_small_read_that_gets_stuck_is_given_up_by_the_callers_own_thread() {
         let stuck = StuckStorage::new(SimStorage::new());
         stuck.disk.stop_recording();
         let options = Store::options().create(true).storage(Arc::new(stuck.clone())).maintenance(Maintenance::Inline);
-        let store = options.deadline(Some(Duration::from_millis(300))).open("/s").unwrap();
+        let store = options.deadline(Some(Duration::from_millis(500))).open("/s").unwrap();
         let values = [value(1, 100), value(2, 1 << 20), value(3, (1 << 20) - 5000)];
         values.iter().enumerate().for_each(|(n, value)| store.put(format!("{n}"), value).unwrap());
         store.put("other", &value(4, 60_000)).unwrap();
@@ -190,7 +190,7 @@ fn a_small_read_that_gets_stuck_is_given_up_by_the_callers_own_thread() {
         stuck.gate.close();
         for (n, _) in values.iter().enumerate() {
             let error = store.get(format!("{n}"), &device).unwrap_err();
-            let Error::Timeout { operation: "read", path, after_ms: 300 } = &error else { panic!("{error}") };
+            let Error::Timeout { operation: "read", path, after_ms: 500 } = &error else { panic!("{error}") };
             assert!(path.starts_with("/s/segments"), "{error}");
         }
         let scattered = store.get_many(["0", "other"], &device);
