@@ -91,13 +91,15 @@ impl Core {
         let bytes = || planned.extents.iter().map(|extent| extent.length).sum::<u64>();
         let scope = scope!("get_many", keys = entries.len(), bytes = bytes(), route = Empty);
         let began = Instant::now();
-        let outcome = match (self.read_cached(planned, arena, steps)?, self.deadline) {
+        // Where there is nothing to read there is nothing to wait for.
+        let deadline = self.deadline.filter(|_| !planned.plan.reads.is_empty());
+        let outcome = match (self.read_cached(planned, arena, steps)?, deadline) {
             (Some(outcome), _) => outcome,
             (None, Some(deadline)) => self.read_in_time(planned, arena, deadline, steps)?,
-            (None, None) => planned.read(&self.segments, arena, &self.routes, &self.counters, |id| match steps {
-                Some(steps) => step(steps, &self.segments, id),
-                None => Ok(()),
-            })?,
+            (None, None) => {
+                let begin = |id| step(steps, &self.segments, id);
+                planned.read(&self.segments, arena, &self.routes, &self.counters, begin)?
+            }
         };
         if let Some(&first) = outcome.damaged.first() {
             Counters::add(&self.counters.checksum_failures, outcome.damaged.len() as u64);
@@ -121,9 +123,7 @@ impl Core {
         if plan.is_one_read() || plan.reads.is_empty() || plan.arena_bytes >= WATCHED_BYTES_MIN {
             return Ok(None);
         }
-        if let Some(steps) = steps {
-            step(steps, &self.segments, plan.reads[0].segment)?;
-        }
+        step(steps, &self.segments, plan.reads[0].segment)?;
         execute_cached(plan, extents, |id| open_segment_file(&self.segments, id), arena, &self.counters)
     }
 
@@ -136,16 +136,11 @@ impl Core {
         deadline: Duration,
         steps: Option<&Arc<Steps>>,
     ) -> Result<Outcome> {
-        if planned.plan.reads.is_empty() {
-            return planned.read(&self.segments, arena, &self.routes, &self.counters, |_| Ok(()));
-        }
         if let Some((id, file)) = planned.open_file(&self.segments) {
-            if let Some(steps) = steps {
-                step(steps, &self.segments, id)?;
-            }
+            step(steps, &self.segments, id)?;
             match execute_one(&planned.plan, &planned.extents, &file, arena, Some(deadline), &self.counters)? {
                 Attempt::Done(outcome) => return Ok(outcome),
-                Attempt::Overdue => return Err(self.given_up("read", self.segments.path_of(id), deadline)),
+                Attempt::Overdue => return Err(self.stuck_in(id, deadline)),
                 Attempt::WouldWait => {}
             }
         }
@@ -168,7 +163,7 @@ impl Core {
             let (segments, routes, counters) =
                 (Arc::clone(&self.segments), Arc::clone(&self.routes), Arc::clone(&self.counters));
             move || {
-                let begin = |id| step(&steps, &segments, id);
+                let begin = |id| step(Some(&steps), &segments, id);
                 let outcome = planned.read(&segments, &mut own, &routes, &counters, begin);
                 (own, outcome)
             }
@@ -178,7 +173,7 @@ impl Core {
                 *arena = own;
                 outcome
             }
-            None => Err(self.given_up("read", self.segments.path_of(SegmentId(steps.place())), deadline)),
+            None => Err(self.stuck_in(SegmentId(steps.place()), deadline)),
         }
     }
 
@@ -259,7 +254,7 @@ impl Core {
             move || frame_entry(&segments, &entry)
         };
         let found = self.watched.run(deadline, &self.watched.steps(), work);
-        found.unwrap_or_else(|| Err(self.stuck_at(entry, deadline)))
+        found.unwrap_or_else(|| Err(self.stuck_in(entry.segment, deadline)))
     }
 
     /// The checksums of a value's chunks: the value's own where it is one chunk.
@@ -270,8 +265,8 @@ impl Core {
         Ok(self.frame_entry(entry)?.chunk_crcs)
     }
 
-    fn stuck_at(&self, entry: &IndexEntry, deadline: Duration) -> Error {
-        self.given_up("read", self.segments.path_of(entry.segment), deadline)
+    fn stuck_in(&self, segment: SegmentId, deadline: Duration) -> Error {
+        self.given_up("read", self.segments.path_of(segment), deadline)
     }
 
     fn check_chunk(&self, entry: &IndexEntry, chunk_crcs: &[u32], at: u64, bytes: &[u8]) -> Result<()> {
@@ -302,7 +297,7 @@ impl Core {
             let (within, counters) = (Some(deadline), &self.counters);
             match read_chunks_within(&file, &extent, range.clone(), within, counters, &mut hand_on)? {
                 (Arrival::Landed, _) => return Ok(()),
-                (Arrival::Overdue, _) => return Err(self.stuck_at(entry, deadline)),
+                (Arrival::Overdue, _) => return Err(self.stuck_in(entry.segment, deadline)),
                 (Arrival::WouldWait, at) => range.start = at,
             }
         }
@@ -312,7 +307,7 @@ impl Core {
         };
         match hand_chunks(&self.watched, deadline, find, &extent, range, &self.counters, hand_on)? {
             Waited::Done => Ok(()),
-            Waited::Stuck => Err(self.stuck_at(entry, deadline)),
+            Waited::Stuck => Err(self.stuck_in(entry.segment, deadline)),
         }
     }
 
@@ -331,9 +326,9 @@ impl Core {
     }
 }
 
-/// The read goes on, in a segment; an error where nobody waits for it.
-fn step(steps: &Steps, segments: &Segments, id: SegmentId) -> Result<()> {
-    if steps.take(id.get()) {
+/// The read goes on, in a segment; an error where nobody waits for it, if anybody was to say so.
+fn step(steps: Option<&Arc<Steps>>, segments: &Segments, id: SegmentId) -> Result<()> {
+    if steps.is_none_or(|steps| steps.take(id.get())) {
         return Ok(());
     }
     Err(Error::Cancelled { operation: "read", path: segments.path_of(id) })

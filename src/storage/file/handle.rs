@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::super::{
-    Arrival, Caching, FileFacts, Landing, Part, Parts, StorageFile, StorageMap, is_direct_aligned, read_exact_at,
-    write_all_at,
+    Arrival, Caching, FileFacts, Landing, Part, Parts, StorageFile, StorageMap, is_direct_aligned, read_each_part_at,
+    read_exact_at, write_all_at,
 };
 use super::map::FileMap;
 use super::{aio, sys};
@@ -177,12 +177,7 @@ impl StorageFile for FileHandle {
                 aio::read_parts(file, memory, parts, patience, landed, plainly)
             }
             None if patience.is_some() => Ok(Arrival::WouldWait),
-            None => {
-                let bytes = parts.of(memory.bytes())?;
-                read_exact_at(self, bytes, parts.offset, Caching::Buffered)?;
-                bytes.chunks(parts.part_bytes).for_each(landed);
-                Ok(Arrival::Landed)
-            }
+            None => read_each_part_at(self, memory, parts, landed),
         }
     }
 

@@ -4,13 +4,12 @@
 //! - What is said to be present was so at most [`BELIEVED_SECONDS`] ago: the system takes back what nobody has touched for a
 //!   while first.
 
-use std::hint::black_box;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use memmap2::Mmap;
 
-use super::super::{DIRECT_ALIGN_BYTES, StorageMap};
+use super::super::{StorageMap, touch};
 use super::sys;
 
 /// The system is asked about this much at a time: what it brings for one touch, about.
@@ -76,9 +75,7 @@ impl StorageMap for FileMap {
     /// Whole stretches, as they are asked about.
     fn bring(&self, range: Range<usize>) {
         for (seen, stretch) in self.stretches(range) {
-            for page in self.bytes()[self.range_of(stretch)].iter().step_by(DIRECT_ALIGN_BYTES as usize) {
-                black_box(*page);
-            }
+            touch(&self.bytes()[self.range_of(stretch)]);
             seen.store(clock(), Ordering::Relaxed);
         }
     }
